@@ -1,0 +1,84 @@
+"""Every error the client raises, on one page; `EpochcastError` catches them all."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class EpochcastError(Exception):
+    """What all errors of this package have in common: their text names the thing, the value and the way out."""
+
+
+class UsageError(EpochcastError):
+    """Raised when what was asked can't be asked like this; no request was sent."""
+
+
+class Unreachable(EpochcastError):
+    """Raised when no answer came: nothing listens, the network failed, or no server is known."""
+
+
+class IncompatibleServer(EpochcastError):
+    """Raised when the answer is not one of an epochcast gateway, or of one this version can't read."""
+
+
+class DamagedDownload(EpochcastError):
+    """Raised when a downloaded file is not the one the registry names (size or sha256)."""
+
+
+class JobFailed(EpochcastError):
+    """Raised by `result()` when the job ended `failed` or `stopped`."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The server's reason, as its `application/problem+json` (RFC 9457) gives it."""
+
+    status: int
+    title: str
+    detail: str = ""
+    code: str = ""
+    errors: list[Any] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What a person reads: the detail (else the title), then one line per wrong field."""
+        return [self.detail or self.title, *(f"  {_field_error(error)}" for error in self.errors)]
+
+
+class Refused(EpochcastError):
+    """Raised when the server said no; `problem` holds its reason."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__("\n".join(problem.lines()))
+        self.problem = problem
+
+
+class NotAuthenticated(Refused):
+    """Raised when the server wants a token, or this one is wrong or expired."""
+
+
+class NotFound(Refused):
+    """Raised when there is no such job, model or recipe, or it belongs to someone else."""
+
+
+class Conflict(Refused):
+    """Raised when the job's status doesn't allow it, such as stopping a finished job."""
+
+
+class Invalid(Refused):
+    """Raised when the server found a value it can't take; `problem.errors` names the fields."""
+
+
+def refusal(problem: Problem) -> Refused:
+    """The error for the server's answer."""
+    leaves = {401: NotAuthenticated, 404: NotFound, 409: Conflict, 422: Invalid}
+    return leaves.get(problem.status, Refused)(problem)
+
+
+def _field_error(error: Any) -> str:
+    """`hyperparameters.lr: must be greater than 0`, from any of the shapes in use."""
+    if not isinstance(error, dict):
+        return str(error)
+    place = error.get("field") or error.get("loc") or error.get("pointer") or ""
+    if isinstance(place, list):
+        place = ".".join(str(part) for part in place)
+    message = error.get("message") or error.get("msg") or error.get("detail") or ""
+    return f"{place}: {message}" if place else str(message)

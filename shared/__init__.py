@@ -1,0 +1,1 @@
+"""What gateway and worker share: the record, the event log, placement, settings. Never torch, never fastapi."""

@@ -1,0 +1,451 @@
+"""One attempt's side of the record: the claim, and every later write, fenced by job, generation and status."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from epochcast.events import EventId
+from epochcast.jobs import JobError, Metrics, Status, TrainingJob
+from shared.archive import Chunk, store_chunk, transition_entry, trim
+from shared.database import Database
+from shared.event_log import Entry
+from shared.rows import Row, hosts_of, progress_message, training_job
+from shared.tables import artifacts, attempts, gpus, jobs, metric_points, models, placements, transition_events
+from shared.transitions import Fence, Terminal, apply, end_attempt, release_resources
+
+
+class LeaseLost(Exception):
+    """Raised when a fenced write found no row: somebody else owns the job now. Kill the tree, write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint in the artifact store."""
+
+    artifact_id: int
+    key: str
+    epoch: int | None
+    step: int | None
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a supervisor owns after its claim, until its lease runs out."""
+
+    job: TrainingJob
+    gpus: tuple[str, ...]
+    """UUIDs of the reserved GPUs."""
+    checkpoints: tuple[Checkpoint, ...]
+    """Committed checkpoints up to the pointer, newest first."""
+    unannounced: tuple[Entry, ...]
+    """Stored events that this supervisor ships before anything else; the last one is its own claim."""
+
+    @property
+    def fence(self) -> Fence:
+        return Fence(self.job.job_id, self.job.generation, Status.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    stop_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """One report. `step` None: the epoch's own."""
+
+    epoch: int
+    step: int | None
+    values: Metrics
+    recorded_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressState:
+    """A running job's state, as pollers without Redis see it."""
+
+    current_epoch: int
+    progress: float
+    current_loss: float | None
+    metrics: Metrics
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that is in the artifact store already."""
+
+    kind: str
+    key: str
+    bytes: int
+    sha256: str
+    epoch: int | None = None
+    step: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    file: StoredFile
+    metrics: Metrics
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+def claim(
+    database: Database, job_id: int, host: str, lease_s: float, threads: int, identity: tuple[str, str]
+) -> Claim | None:
+    """Claims a placed job for `host` with one conditional UPDATE; None: somebody else has it, or it was stopped.
+
+    `threads`: CPU threads per process, kept in the spec at the first claim so that every later attempt computes the
+    same. `identity`: boot id and PID namespace of this host.
+    """
+    with database.write() as connection:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        placed = sa.exists().where(placements.c.job_id == jobs.c.id, placements.c.host == host)
+        if row is None or row.status != Status.QUEUED:
+            return None
+        now = database.time(connection)
+        values = {
+            "status": Status.RUNNING,
+            "generation": row.generation + 1,
+            "attempt": row.attempt + 1,
+            "lease_until": now + lease_s,
+            "started_at": row.started_at if row.started_at is not None else now,
+            "pending_reason": None,
+            "spec": row.spec if row.spec.get("threads") else {**row.spec, "threads": threads},
+        }
+        claimable = sa.and_(placed, sa.not_(jobs.c.stop_requested), jobs.c.not_before <= now)
+        fence = Fence(job_id, row.generation, Status.QUEUED)
+        new = apply(connection, fence, values, now, extra=claimable)
+        if new is None:
+            return None
+        held = list(connection.execute(sa.select(gpus.c.uuid).where(gpus.c.job_id == job_id)).scalars())
+        checkpoints = _checkpoints(connection, new)
+        boot_id, pid_namespace = identity
+        connection.execute(
+            attempts.insert().values(
+                job_id=job_id,
+                number=new.attempt,
+                generation=new.generation,
+                host=host,
+                gpus=held,
+                started_at=now,
+                boot_id=boot_id,
+                pid_namespace=pid_namespace,
+                resumed_epoch=checkpoints[0].epoch if checkpoints else None,
+            )
+        )
+        job = training_job(new, hosts_of(connection, [job_id]).get(job_id, []))
+        return Claim(job, tuple(held), checkpoints, _unannounced(connection, new))
+
+
+def _checkpoints(connection: sa.Connection, row: Row) -> tuple[Checkpoint, ...]:
+    if row.checkpoint_id is None:
+        return ()
+    found = connection.execute(
+        sa.select(artifacts)
+        .where(artifacts.c.job_id == row.id, artifacts.c.kind == "checkpoint", artifacts.c.id <= row.checkpoint_id)
+        .order_by(artifacts.c.id.desc())
+    )
+    return tuple(Checkpoint(a.id, a.key, a.epoch, a.step, a.bytes, a.sha256) for a in found)
+
+
+def _unannounced(connection: sa.Connection, row: Row) -> tuple[Entry, ...]:
+    table = transition_events
+    rows = connection.execute(
+        sa.select(table)
+        .where(table.c.job_id == row.id, sa.not_(table.c.announced))
+        .order_by(table.c.generation, table.c.seq)
+    )
+    return tuple(transition_entry(event, row.owner) for event in rows)
+
+
+class AttemptRecord:
+    """The fenced writes of one attempt. Each raises LeaseLost when the fence is gone, DatabaseUnavailable in an outage."""
+
+    def __init__(self, database: Database, claim: Claim, *, archive_limit_bytes: int, checkpoints_kept: int) -> None:
+        self._database = database
+        self._fence = claim.fence
+        self._job = claim.job
+        self._archive_limit_bytes = archive_limit_bytes
+        self._checkpoints_kept = checkpoints_kept
+        self._archived_bytes: int | None = None
+
+    def heartbeat(self, lease_s: float) -> Heartbeat:
+        """Renews the lease from the database's clock."""
+        with self._database.write() as connection:
+            stop_requested = connection.execute(
+                jobs.update()
+                .where(self._fence.condition)
+                .values(lease_until=self._database.now + lease_s)
+                .returning(jobs.c.stop_requested)
+            ).scalar_one_or_none()
+            if stop_requested is None:
+                raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
+            return Heartbeat(bool(stop_requested))
+
+    def record_launcher(self, pid: int, started: int) -> None:
+        """Which process holds the kill switch; `started`: its start time in clock ticks since boot."""
+        with self._fenced() as (connection, _now):
+            connection.execute(
+                attempts.update()
+                .where(attempts.c.job_id == self._fence.job_id, attempts.c.generation == self._fence.generation)
+                .values(launcher_pid=pid, launcher_started=started)
+            )
+
+    def record(self, state: ProgressState | None, points: Sequence[MetricPoint], chunk: Chunk | None) -> None:
+        """One batch, at most once a second: state for pollers, metrics history, archive chunk, in one transaction."""
+        with self._fenced() as (connection, now):
+            values: dict[str, Any] = {"updated_at": now}
+            if state is not None:
+                values |= {
+                    "current_epoch": state.current_epoch,
+                    "progress": state.progress,
+                    "current_loss": state.current_loss,
+                    "metrics": state.metrics,
+                    "eta_s": state.eta_s,
+                }
+            if chunk is not None:
+                values |= {"last_generation": self._fence.generation, "last_seq": chunk.last_seq}
+                self._archive(connection, chunk, now)
+            connection.execute(jobs.update().where(self._fence.condition).values(**values))
+            self._store_points(connection, points)
+
+    def _archive(self, connection: sa.Connection, chunk: Chunk, now: float) -> None:
+        store_chunk(connection, self._fence.job_id, self._fence.generation, chunk, now)
+        if self._archived_bytes is None:
+            self._archived_bytes = 0
+            self._archived_bytes = trim(connection, self._fence.job_id, self._archive_limit_bytes)
+            return
+        self._archived_bytes += len(chunk.payload)
+        if self._archived_bytes > self._archive_limit_bytes:
+            # A tenth of room, so that a full archive isn't trimmed again at every chunk.
+            self._archived_bytes = trim(connection, self._fence.job_id, self._archive_limit_bytes * 9 // 10)
+
+    def _store_points(self, connection: sa.Connection, points: Sequence[MetricPoint]) -> None:
+        for point in points:
+            step = -1 if point.step is None else point.step
+            where = sa.and_(
+                metric_points.c.job_id == self._fence.job_id,
+                metric_points.c.epoch == point.epoch,
+                metric_points.c.step == step,
+            )
+            values = {
+                "generation": self._fence.generation,
+                "reported": point.values,
+                "recorded_at": point.recorded_at,
+            }
+            # A resumed attempt that repeats an epoch replaces it: history gives the newest.
+            if connection.execute(metric_points.update().where(where).values(**values)).rowcount == 0:
+                connection.execute(
+                    metric_points.insert().values(
+                        job_id=self._fence.job_id, epoch=point.epoch, step=step, **values
+                    )
+                )
+
+    def commit_checkpoint(self, file: StoredFile) -> list[str]:
+        """Moves the checkpoint pointer to an uploaded file. Returns the store keys that retention lets go."""
+        with self._fenced() as (connection, now):
+            artifact_id = self._insert_artifact(connection, file, now)
+            connection.execute(
+                jobs.update().where(self._fence.condition).values(checkpoint_id=artifact_id, losses=0)
+            )
+            return self._drop_old_checkpoints(connection)
+
+    def add_artifact(self, file: StoredFile) -> int:
+        """Registers any other uploaded file of the attempt."""
+        with self._fenced() as (connection, now):
+            return self._insert_artifact(connection, file, now)
+
+    def _insert_artifact(self, connection: sa.Connection, file: StoredFile, now: float) -> int:
+        inserted = connection.execute(
+            artifacts.insert()
+            .values(
+                job_id=self._fence.job_id,
+                attempt=self._job.attempt,
+                generation=self._fence.generation,
+                kind=file.kind,
+                epoch=file.epoch,
+                step=file.step,
+                key=file.key,
+                bytes=file.bytes,
+                sha256=file.sha256,
+                loss=file.loss,
+                created_at=now,
+            )
+            .returning(artifacts.c.id)
+        ).scalar_one()
+        return int(inserted)
+
+    def _drop_old_checkpoints(self, connection: sa.Connection) -> list[str]:
+        """Keeps the last k and the best (lowest loss)."""
+        rows = connection.execute(
+            sa.select(artifacts.c.id, artifacts.c.key, artifacts.c.loss)
+            .where(artifacts.c.job_id == self._fence.job_id, artifacts.c.kind == "checkpoint")
+            .order_by(artifacts.c.id.desc())
+        ).all()
+        judged = [row for row in rows if row.loss is not None]
+        best = min(judged, key=lambda row: row.loss).id if judged else None
+        dropped = [row for row in rows[self._checkpoints_kept :] if row.id != best]
+        if dropped:
+            connection.execute(artifacts.delete().where(artifacts.c.id.in_([row.id for row in dropped])))
+        return [row.key for row in dropped]
+
+    def finish(
+        self,
+        status: Status,
+        *,
+        seq: int,
+        prev: EventId,
+        make_event: Callable[[TrainingJob, EventId], Terminal],
+        lease_s: float,
+        outcome: str,
+        reason: str | None = None,
+        error: JobError | None = None,
+        final_metrics: Metrics | None = None,
+        state: ProgressState | None = None,
+        model: NewModel | None = None,
+        quarantine: bool = False,
+    ) -> tuple[TrainingJob, Entry]:
+        """Writes the end of the job in one transaction: status, metrics, model, released GPUs, the terminal event.
+
+        The lease is kept (`lease_s`) until `announced`, so that nobody else ships the event meanwhile.
+        """
+        with self._database.write() as connection:
+            now = self._database.time(connection)
+            model_id = self._insert_model(connection, model, now) if model is not None else None
+            values: dict[str, Any] = {
+                "status": status,
+                "finished_at": now,
+                "lease_until": now + lease_s,
+                "eta_s": None,
+                "error": error.model_dump(mode="json") if error else None,
+                "final_metrics": final_metrics,
+                "model_id": model_id,
+            }
+            if state is not None:
+                values |= {
+                    "current_epoch": state.current_epoch,
+                    "progress": state.progress,
+                    "current_loss": state.current_loss,
+                    "metrics": state.metrics,
+                }
+            row = apply(connection, self._fence, values, now, event=make_event, seq=seq, prev=prev)
+            if row is None:
+                raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
+            dumped = error.model_dump(mode="json") if error else None
+            end_attempt(connection, row.id, row.generation, now, outcome, reason, dumped)
+            release_resources(connection, row.id, quarantine=quarantine)
+            stored = connection.execute(
+                sa.select(transition_events).where(
+                    transition_events.c.job_id == row.id,
+                    transition_events.c.generation == row.generation,
+                    transition_events.c.seq == seq,
+                )
+            ).one()
+            return training_job(row, []), transition_entry(stored, row.owner)
+
+    def _insert_model(self, connection: sa.Connection, model: NewModel, now: float) -> int:
+        artifact_id = self._insert_artifact(connection, model.file, now)
+        inserted = connection.execute(
+            models.insert()
+            .values(
+                job_id=self._fence.job_id,
+                artifact_id=artifact_id,
+                name=self._job.name,
+                owner=self._job.owner,
+                metrics=model.metrics,
+                lineage=model.lineage,
+                created_at=now,
+            )
+            .returning(models.c.id)
+        ).scalar_one()
+        return int(inserted)
+
+    def announced(self, entry: Entry, *, status: Status) -> None:
+        """After its own finish: the terminal event is in Redis; gives the lease back."""
+        with self._database.write() as connection:
+            own = Fence(self._fence.job_id, self._fence.generation, status)
+            connection.execute(jobs.update().where(own.condition).values(lease_until=0.0))
+            self._mark(connection, entry.id)
+
+    def mark_announced(self, entry: Entry) -> None:
+        """An older stored event, or the claim's, is in Redis."""
+        with self._database.write() as connection:
+            self._mark(connection, entry.id)
+
+    def _mark(self, connection: sa.Connection, identifier: EventId) -> None:
+        connection.execute(
+            transition_events.update()
+            .where(
+                transition_events.c.job_id == self._fence.job_id,
+                transition_events.c.generation == identifier.generation,
+                transition_events.c.seq == identifier.seq,
+            )
+            .values(announced=True)
+        )
+
+    def requeue(
+        self,
+        outcome: str,
+        reason: str,
+        *,
+        charged: bool = False,
+        delay_s: float = 0.0,
+        error: JobError | None = None,
+        quarantine: bool = False,
+    ) -> None:
+        """Gives the job back to the queue: a new generation whose only event the announcer ships."""
+        with self._database.write() as connection:
+            now = self._database.time(connection)
+            values = {
+                "status": Status.QUEUED,
+                "generation": self._fence.generation + 1,
+                "lease_until": 0.0,
+                "queued_at": now if charged else jobs.c.queued_at,
+                "not_before": now + delay_s,
+                "restarts_used": jobs.c.restarts_used + int(charged),
+                "eta_s": None,
+            }
+            row = apply(connection, self._fence, values, now, event=progress_message)
+            if row is None:
+                raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
+            dumped = error.model_dump(mode="json") if error else None
+            end_attempt(connection, row.id, self._fence.generation, now, outcome, reason, dumped)
+            release_resources(connection, row.id, quarantine=quarantine)
+
+    def restarts_used(self) -> int:
+        with self._fenced() as (connection, _now):
+            return int(
+                connection.execute(sa.select(jobs.c.restarts_used).where(jobs.c.id == self._fence.job_id)).scalar_one()
+            )
+
+    def _fenced(self) -> "_FencedTransaction":
+        return _FencedTransaction(self._database, self._fence)
+
+
+class _FencedTransaction:
+    """A write transaction that first proves, under the row's lock, that the fence still holds."""
+
+    def __init__(self, database: Database, fence: Fence) -> None:
+        self._database = database
+        self._fence = fence
+        self._context = database.write()
+
+    def __enter__(self) -> tuple[sa.Connection, float]:
+        connection = self._context.__enter__()
+        try:
+            locked = sa.select(jobs.c.id).where(self._fence.condition).with_for_update()
+            if connection.execute(locked).one_or_none() is None:
+                raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
+            return connection, self._database.time(connection)
+        except BaseException as error:
+            self._context.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._context.__exit__(*exception)

@@ -1,0 +1,49 @@
+"""Child processes that end with their parent, whatever ends it (Linux)."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+# Loaded here and not in the forked child, where another thread may have held the loader's lock.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+
+
+def dies_with_parent(sign: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """A `preexec_fn`: the child gets `sign` when the *thread* that creates it ends, so create it in the main thread."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(sign), 0, 0, 0)
+        if os.getppid() != parent:  # the parent died between fork and prctl
+            os._exit(1)
+
+    return prepare
+
+
+def hide_memory() -> None:
+    """Keeps other processes of the same user from reading this one's memory and environment (PR_SET_DUMPABLE = 0)."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def adopt_orphans() -> None:
+    """Makes orphaned descendants children of this process instead of init's, so that it can find and end them."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float) -> int:
+    """SIGTERM, then after `grace_s` SIGKILL; returns the exit code (negative: the signal)."""
+    process.terminate()
+    try:
+        return process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")

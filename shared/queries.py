@@ -1,0 +1,193 @@
+"""What users read of the record beyond one job: lists, history, attempts, artifacts, models."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from epochcast.jobs import Status, TrainingJob
+from shared.archive import archived_events
+from shared.database import Database
+from shared.errors import ArtifactNotFound, ModelNotFound
+from shared.event_log import Entry
+from shared.rows import hosts_of, training_job
+from shared.store import queue_position
+from shared.tables import artifacts, attempts, job_tags, jobs, metric_points, models
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list shows; None does not filter. `visible_to`: an owner who sees only their own."""
+
+    status: Status | None = None
+    owner: str | None = None
+    tag: str | None = None
+    recipe: str | None = None
+    visible_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    items: list[TrainingJob]
+    next_cursor: str | None
+
+
+class InvalidCursor(ValueError):
+    """Raised when a list's cursor is not one that this server gave out."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file in the artifact store, as the record knows it."""
+
+    id: int
+    job_id: int
+    kind: str
+    epoch: int | None
+    key: str
+    bytes: int
+    sha256: str
+
+
+class Queries:
+    """Reads. Methods raise DatabaseUnavailable when SQL is away."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def jobs(self, wanted: JobFilter, limit: int = 50, cursor: str | None = None) -> Page:
+        """Newest first. Raises InvalidCursor."""
+        conditions = []
+        if wanted.status is not None:
+            conditions.append(jobs.c.status == wanted.status)
+        for owner in (wanted.owner, wanted.visible_to):
+            if owner is not None:
+                conditions.append(jobs.c.owner == owner)
+        if wanted.recipe is not None:
+            conditions.append(jobs.c.recipe == wanted.recipe)
+        if wanted.tag is not None:
+            conditions.append(jobs.c.id.in_(sa.select(job_tags.c.job_id).where(job_tags.c.tag == wanted.tag)))
+        if cursor is not None:
+            conditions.append(jobs.c.id < _id_of_cursor(cursor))
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(jobs).where(*conditions).order_by(jobs.c.id.desc()).limit(limit + 1)
+            ).all()
+            more, rows = len(rows) > limit, rows[:limit]
+            hosts = hosts_of(connection, [row.id for row in rows])
+            items = [
+                training_job(
+                    row,
+                    hosts.get(row.id, []),
+                    queue_position(connection, row) if row.status == Status.QUEUED else None,
+                )
+                for row in rows
+            ]
+        return Page(items, _cursor_of_id(items[-1].job_id) if more else None)
+
+    def metrics(self, job_id: int) -> dict[str, list[Any]]:
+        """Per-epoch history by column, epochs ascending; a metric that an epoch lacks is None there."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(metric_points.c.epoch, metric_points.c.reported)
+                .where(metric_points.c.job_id == job_id, metric_points.c.step == -1)
+                .order_by(metric_points.c.epoch)
+            ).all()
+        names = list(dict.fromkeys(name for row in rows for name in row.reported))
+        columns: dict[str, list[Any]] = {"epoch": [row.epoch for row in rows]}
+        for name in names:
+            columns[name] = [row.reported.get(name) for row in rows]
+        return columns
+
+    def step_metrics(self, job_id: int) -> dict[str, list[Any]]:
+        """The history of reports by step: columns `epoch`, `step` and one per metric."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(metric_points.c.epoch, metric_points.c.step, metric_points.c.reported)
+                .where(metric_points.c.job_id == job_id, metric_points.c.step >= 0)
+                .order_by(metric_points.c.epoch, metric_points.c.step)
+            ).all()
+        columns: dict[str, list[Any]] = {"epoch": [row.epoch for row in rows], "step": [row.step for row in rows]}
+        for name in dict.fromkeys(name for row in rows for name in row.reported):
+            columns[name] = [row.reported.get(name) for row in rows]
+        return columns
+
+    def archived(self, job_id: int, cursor: Any, count: int = 500) -> list[Entry]:
+        """Events after an EventId that SQL has (transition events and chunks)."""
+        with self.database.read() as connection:
+            return archived_events(connection, job_id, cursor, count)
+
+    def attempts(self, job_id: int) -> list[dict[str, Any]]:
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+            )
+            return [dict(row._mapping) for row in rows]
+
+    def artifacts(self, job_id: int) -> list[dict[str, Any]]:
+        with self.database.read() as connection:
+            rows = connection.execute(
+                sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.id)
+            )
+            return [dict(row._mapping) for row in rows]
+
+    def artifact(self, job_id: int, artifact_id: int) -> FileRecord:
+        """Raises ArtifactNotFound."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                sa.select(artifacts).where(artifacts.c.id == artifact_id, artifacts.c.job_id == job_id)
+            ).one_or_none()
+        if row is None:
+            raise ArtifactNotFound(job_id, artifact_id)
+        return FileRecord(row.id, row.job_id, row.kind, row.epoch, row.key, row.bytes, row.sha256)
+
+    def models(self, visible_to: str | None, limit: int = 50, cursor: str | None = None) -> tuple[list[Any], str | None]:
+        """Models newest first, each with its file's size and sha256. Raises InvalidCursor."""
+        conditions = [] if visible_to is None else [models.c.owner == visible_to]
+        if cursor is not None:
+            conditions.append(models.c.id < _id_of_cursor(cursor))
+        with self.database.read() as connection:
+            rows = connection.execute(
+                _MODELS.where(*conditions).order_by(models.c.id.desc()).limit(limit + 1)
+            ).all()
+        found = [dict(row._mapping) for row in rows[:limit]]
+        return found, _cursor_of_id(found[-1]["model_id"]) if len(rows) > limit else None
+
+    def model(self, model_id: int, visible_to: str | None) -> dict[str, Any]:
+        """Raises ModelNotFound."""
+        with self.database.read() as connection:
+            row = connection.execute(_MODELS.where(models.c.id == model_id)).one_or_none()
+        if row is None or (visible_to is not None and row.owner != visible_to):
+            raise ModelNotFound(model_id)
+        return dict(row._mapping)
+
+
+_MODELS = sa.select(
+    models.c.id.label("model_id"),
+    models.c.job_id,
+    models.c.name,
+    models.c.owner,
+    models.c.metrics,
+    models.c.lineage,
+    models.c.created_at,
+    artifacts.c.key,
+    artifacts.c.bytes,
+    artifacts.c.sha256,
+).join(artifacts, artifacts.c.id == models.c.artifact_id)
+
+
+def _cursor_of_id(identifier: int) -> str:
+    return base64.urlsafe_b64encode(b"before:%d" % identifier).decode().rstrip("=")
+
+
+def _id_of_cursor(cursor: str) -> int:
+    try:
+        decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+        prefix, number = decoded.split(":")
+        identifier = int(number)
+    except ValueError:
+        raise InvalidCursor(f"cursor {cursor[:40]!r} was not given out by this server; leave it out to start over") from None
+    if prefix != "before" or not 0 < identifier < 2**63:
+        raise InvalidCursor(f"cursor {cursor[:40]!r} was not given out by this server; leave it out to start over")
+    return identifier
