@@ -37,9 +37,7 @@ class Connection:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
 
-def find(
-    url: str | None = None, token: str | None = None, environment: Mapping[str, str] | None = None
-) -> Connection:
+def find(url: str | None = None, token: str | None = None, environment: Mapping[str, str] | None = None) -> Connection:
     """Arguments, else `EPOCHCAST_URL` and `EPOCHCAST_TOKEN`, else `local.json` of a platform that runs here.
 
     The token of `local.json` goes to its own url only. Raises Unreachable when no server is known or the known one
@@ -124,8 +122,9 @@ def _place(url: str) -> tuple[str, str | None, int | None, str]:
 
 def _local_files(environment: Mapping[str, str]) -> list[_LocalFile]:
     """What `up` left: in its default data folder below the current one, then in the user's state folder."""
-    state = environment.get("XDG_STATE_HOME") or os.path.join(environment.get("HOME") or Path.home(), ".local/state")
-    paths = (Path(".epochcast/local.json"), Path(state, "epochcast", "local.json"))
+    state = environment.get("XDG_STATE_HOME", "")
+    home = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"  # relative: unset, says its rule
+    paths = (Path(".epochcast/local.json"), home / "epochcast" / "local.json")
     return [file for path in paths if (file := _read(path)) is not None]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from epochcast.errors import UsageError
 from epochcast.events import Complete, Error, EventId, Log, Progress, is_terminal
 
 Message = Progress | Log | Complete | Error
@@ -63,11 +64,15 @@ class Place:
     """The newest message is terminal: only the history of a restarted job can go on."""
     was_reached: bool = False
     """At least one message came."""
+    resynced_at: str | None = None
+    """The newest resync, which a server repeats as long as the cursor is ahead of what it has kept."""
 
     def takes(self, message: Message) -> bool:
         """Whether `message` is new; if so it becomes the place to resume from."""
         message_id = EventId.parse(message.id)
-        if self.after is not None and message_id <= self.after and not _is_resync(message):
+        if _is_resync(message) and message.id != self.resynced_at:
+            self.resynced_at = message.id
+        elif self.after is not None and message_id <= self.after:
             return False
         # A resync may stand before the cursor (Redis was wiped); what comes again up to the cursor is still known.
         self.after = message_id if self.after is None else max(self.after, message_id)
@@ -78,3 +83,11 @@ class Place:
 
 def _is_resync(message: Message) -> bool:
     return message.type == "progress" and message.resync is True
+
+
+def cursor(after: str | None) -> EventId | None:
+    """The place that `after` names. Raises UsageError when it names none."""
+    try:
+        return None if after is None else EventId.parse(after)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

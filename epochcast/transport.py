@@ -10,13 +10,14 @@ from typing import Any
 
 import httpx2
 import orjson
+from pydantic import ValidationError
 
 from epochcast.connection import Connection
 from epochcast.errors import EpochcastError, IncompatibleServer, Problem, Unreachable, refusal
 
 TRIES = 3
 TRANSIENT = frozenset({502, 503, 504})
-Query = Mapping[str, str | int | float | bool | None | Sequence[str | int]]
+Query = Mapping[str, str | int | float | bool | Sequence[str | int] | None]
 
 
 class Transport:
@@ -78,7 +79,7 @@ class Transport:
             params={name: value for name, value in (query or {}).items() if value is not None},
             content=None if body is None else orjson.dumps(body),
             headers={**content, **(headers or {})},
-            **({} if timeout_s is None else {"timeout": timeout_s}),
+            timeout=httpx2.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
         )
 
     async def _send_with_retries(self, request: httpx2.Request, tries: int) -> httpx2.Response:
@@ -133,6 +134,24 @@ def read_json(response: httpx2.Response) -> Any:
         ) from None
 
 
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Turns an answer of another shape than the contract's into IncompatibleServer."""
+    try:
+        yield
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise IncompatibleServer(
+            f"the server's {what} can't be read ({_first_line(error)}); upgrade epochcast here or on the server"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return ": ".join([".".join(str(part) for part in problem["loc"]), problem["msg"]])
+    return f"{type(error).__name__}: {error}"
+
+
 def error_of(response: httpx2.Response) -> EpochcastError:
     """The error for an answer of 400 and more."""
     title = f"{response.status_code} {response.reason_phrase}"
@@ -165,6 +184,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-def jittered(attempt: int, *, base_s: float = 0.2, cap_s: float = 30.0, at_least_s: float = 0.0) -> float:
-    """Seconds before try `attempt` + 1: exponential, with full jitter, so that a crowd doesn't come back as one."""
+def jittered(attempt: int, base_s: float = 0.2, cap_s: float = 30.0, at_least_s: float = 0.0) -> float:
+    """Seconds to wait after try `attempt` (from 1): exponential, with full jitter, so that a crowd doesn't come back
+    as one."""
     return at_least_s + random.uniform(0, min(cap_s, base_s * 2 ** min(attempt, 16)))

@@ -41,12 +41,24 @@ class Claim:
     """UUIDs of the reserved GPUs."""
     checkpoints: tuple[Checkpoint, ...]
     """Committed checkpoints up to the pointer, newest first."""
+    restarts_used: int
+    """How many of `max_restarts` are spent."""
     unannounced: tuple[Entry, ...]
     """Stored events that this supervisor ships before anything else; the last one is its own claim."""
 
     @property
     def fence(self) -> Fence:
         return Fence(self.job.job_id, self.job.generation, Status.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process of one boot of one machine; `started` in clock ticks since boot."""
+
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    started: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +108,12 @@ class NewModel:
 
 
 def claim(
-    database: Database, job_id: int, host: str, lease_s: float, threads: int, identity: tuple[str, str]
+    database: Database, job_id: int, host: str, lease_s: float, threads: int, identity: ProcessIdentity
 ) -> Claim | None:
     """Claims a placed job for `host` with one conditional UPDATE; None: somebody else has it, or it was stopped.
 
     `threads`: CPU threads per process, kept in the spec at the first claim so that every later attempt computes the
-    same. `identity`: boot id and PID namespace of this host.
+    same. `identity`: the supervisor that claims.
     """
     with database.write() as connection:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
@@ -125,7 +137,6 @@ def claim(
             return None
         held = list(connection.execute(sa.select(gpus.c.uuid).where(gpus.c.job_id == job_id)).scalars())
         checkpoints = _checkpoints(connection, new)
-        boot_id, pid_namespace = identity
         connection.execute(
             attempts.insert().values(
                 job_id=job_id,
@@ -134,13 +145,15 @@ def claim(
                 host=host,
                 gpus=held,
                 started_at=now,
-                boot_id=boot_id,
-                pid_namespace=pid_namespace,
+                boot_id=identity.boot_id,
+                pid_namespace=identity.pid_namespace,
+                supervisor_pid=identity.pid,
+                supervisor_started=identity.started,
                 resumed_epoch=checkpoints[0].epoch if checkpoints else None,
             )
         )
         job = training_job(new, hosts_of(connection, [job_id]).get(job_id, []))
-        return Claim(job, tuple(held), checkpoints, _unannounced(connection, new))
+        return Claim(job, tuple(held), checkpoints, new.restarts_used, _unannounced(connection, new))
 
 
 def _checkpoints(connection: sa.Connection, row: Row) -> tuple[Checkpoint, ...]:
@@ -165,10 +178,10 @@ def _unannounced(connection: sa.Connection, row: Row) -> tuple[Entry, ...]:
 
 
 class AttemptRecord:
-    """The fenced writes of one attempt. Each raises LeaseLost when the fence is gone, DatabaseUnavailable in an outage."""
+    """The fenced writes of one attempt. Each raises LeaseLost once the fence is gone, DatabaseUnavailable in an outage."""
 
     def __init__(self, database: Database, claim: Claim, *, archive_limit_bytes: int, checkpoints_kept: int) -> None:
-        self._database = database
+        self.database = database
         self._fence = claim.fence
         self._job = claim.job
         self._archive_limit_bytes = archive_limit_bytes
@@ -177,11 +190,11 @@ class AttemptRecord:
 
     def heartbeat(self, lease_s: float) -> Heartbeat:
         """Renews the lease from the database's clock."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             stop_requested = connection.execute(
                 jobs.update()
                 .where(self._fence.condition)
-                .values(lease_until=self._database.now + lease_s)
+                .values(lease_until=self.database.now + lease_s)
                 .returning(jobs.c.stop_requested)
             ).scalar_one_or_none()
             if stop_requested is None:
@@ -242,18 +255,14 @@ class AttemptRecord:
             # A resumed attempt that repeats an epoch replaces it: history gives the newest.
             if connection.execute(metric_points.update().where(where).values(**values)).rowcount == 0:
                 connection.execute(
-                    metric_points.insert().values(
-                        job_id=self._fence.job_id, epoch=point.epoch, step=step, **values
-                    )
+                    metric_points.insert().values(job_id=self._fence.job_id, epoch=point.epoch, step=step, **values)
                 )
 
     def commit_checkpoint(self, file: StoredFile) -> list[str]:
         """Moves the checkpoint pointer to an uploaded file. Returns the store keys that retention lets go."""
         with self._fenced() as (connection, now):
             artifact_id = self._insert_artifact(connection, file, now)
-            connection.execute(
-                jobs.update().where(self._fence.condition).values(checkpoint_id=artifact_id, losses=0)
-            )
+            connection.execute(jobs.update().where(self._fence.condition).values(checkpoint_id=artifact_id, losses=0))
             return self._drop_old_checkpoints(connection)
 
     def add_artifact(self, file: StoredFile) -> int:
@@ -315,8 +324,8 @@ class AttemptRecord:
 
         The lease is kept (`lease_s`) until `announced`, so that nobody else ships the event meanwhile.
         """
-        with self._database.write() as connection:
-            now = self._database.time(connection)
+        with self.database.write() as connection:
+            now = self.database.time(connection)
             model_id = self._insert_model(connection, model, now) if model is not None else None
             values: dict[str, Any] = {
                 "status": status,
@@ -340,6 +349,8 @@ class AttemptRecord:
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, row.generation, now, outcome, reason, dumped)
             release_resources(connection, row.id, quarantine=quarantine)
+            # From here on only lease, chunks and `announced` may change, by whoever wrote this status.
+            self._fence = Fence(row.id, row.generation, status)
             stored = connection.execute(
                 sa.select(transition_events).where(
                     transition_events.c.job_id == row.id,
@@ -368,14 +379,14 @@ class AttemptRecord:
 
     def announced(self, entry: Entry, *, status: Status) -> None:
         """After its own finish: the terminal event is in Redis; gives the lease back."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             own = Fence(self._fence.job_id, self._fence.generation, status)
             connection.execute(jobs.update().where(own.condition).values(lease_until=0.0))
             self._mark(connection, entry.id)
 
     def mark_announced(self, entry: Entry) -> None:
         """An older stored event, or the claim's, is in Redis."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             self._mark(connection, entry.id)
 
     def _mark(self, connection: sa.Connection, identifier: EventId) -> None:
@@ -400,8 +411,8 @@ class AttemptRecord:
         quarantine: bool = False,
     ) -> None:
         """Gives the job back to the queue: a new generation whose only event the announcer ships."""
-        with self._database.write() as connection:
-            now = self._database.time(connection)
+        with self.database.write() as connection:
+            now = self.database.time(connection)
             values = {
                 "status": Status.QUEUED,
                 "generation": self._fence.generation + 1,
@@ -418,22 +429,16 @@ class AttemptRecord:
             end_attempt(connection, row.id, self._fence.generation, now, outcome, reason, dumped)
             release_resources(connection, row.id, quarantine=quarantine)
 
-    def restarts_used(self) -> int:
-        with self._fenced() as (connection, _now):
-            return int(
-                connection.execute(sa.select(jobs.c.restarts_used).where(jobs.c.id == self._fence.job_id)).scalar_one()
-            )
-
     def _fenced(self) -> "_FencedTransaction":
-        return _FencedTransaction(self._database, self._fence)
+        return _FencedTransaction(self.database, self._fence)
 
 
 class _FencedTransaction:
     """A write transaction that first proves, under the row's lock, that the fence still holds."""
 
     def __init__(self, database: Database, fence: Fence) -> None:
-        self._database = database
         self._fence = fence
+        self.database = database
         self._context = database.write()
 
     def __enter__(self) -> tuple[sa.Connection, float]:
@@ -442,7 +447,7 @@ class _FencedTransaction:
             locked = sa.select(jobs.c.id).where(self._fence.condition).with_for_update()
             if connection.execute(locked).one_or_none() is None:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
-            return connection, self._database.time(connection)
+            return connection, self.database.time(connection)
         except BaseException as error:
             self._context.__exit__(type(error), error, error.__traceback__)
             raise

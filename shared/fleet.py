@@ -1,6 +1,6 @@
 """The hosts of the fleet in the record: registration, heartbeat, and what `GET /hosts` shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,12 @@ class Fleet:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def register(self, state: HostState, taken_for_s: float) -> None:
-        """Enters a host, or takes its row over from an instance silent for `taken_for_s`. Raises HostNameTaken."""
+    def register(self, state: HostState, taken_for_s: float, is_alive: Callable[[str], bool]) -> None:
+        """Enters a host, or takes its row over from an instance that is gone. Raises HostNameTaken.
+
+        An instance of another machine is gone when it was silent for `taken_for_s`; for one of this machine (same boot
+        and PID namespace) `is_alive` says so at once.
+        """
         with self.database.write() as connection:
             now = self.database.time(connection)
             known = connection.execute(
@@ -61,8 +65,7 @@ class Fleet:
             if known is not None and known.instance != state.instance:
                 age_s = now - known.heartbeat_at
                 same_machine = known.boot_id == state.boot_id and known.pid_namespace == state.pid_namespace
-                # On the same machine the lock on the work folder has already shown that the other one is gone.
-                if age_s < taken_for_s and not same_machine:
+                if is_alive(known.instance) if same_machine else age_s < taken_for_s:
                     raise HostNameTaken(state.name, age_s)
             values = self._values(state) | {"registered_at": now, "heartbeat_at": now}
             if known is None:

@@ -23,6 +23,11 @@ def dies_with_parent(sign: signal.Signals = signal.SIGKILL) -> Callable[[], None
     return prepare
 
 
+def end_with_parent(sign: signal.Signals = signal.SIGKILL) -> None:
+    """Like `dies_with_parent`, for a process that was forked already by its parent's main thread."""
+    _prctl(_PR_SET_PDEATHSIG, int(sign))
+
+
 def hide_memory() -> None:
     """Keeps other processes of the same user from reading this one's memory and environment (PR_SET_DUMPABLE = 0)."""
     _prctl(_PR_SET_DUMPABLE, 0)

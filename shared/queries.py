@@ -127,9 +127,7 @@ class Queries:
 
     def artifacts(self, job_id: int) -> list[dict[str, Any]]:
         with self.database.read() as connection:
-            rows = connection.execute(
-                sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.id)
-            )
+            rows = connection.execute(sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.id))
             return [dict(row._mapping) for row in rows]
 
     def artifact(self, job_id: int, artifact_id: int) -> FileRecord:
@@ -142,15 +140,15 @@ class Queries:
             raise ArtifactNotFound(job_id, artifact_id)
         return FileRecord(row.id, row.job_id, row.kind, row.epoch, row.key, row.bytes, row.sha256)
 
-    def models(self, visible_to: str | None, limit: int = 50, cursor: str | None = None) -> tuple[list[Any], str | None]:
+    def models(
+        self, visible_to: str | None, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[Any], str | None]:
         """Models newest first, each with its file's size and sha256. Raises InvalidCursor."""
         conditions = [] if visible_to is None else [models.c.owner == visible_to]
         if cursor is not None:
             conditions.append(models.c.id < _id_of_cursor(cursor))
         with self.database.read() as connection:
-            rows = connection.execute(
-                _MODELS.where(*conditions).order_by(models.c.id.desc()).limit(limit + 1)
-            ).all()
+            rows = connection.execute(_MODELS.where(*conditions).order_by(models.c.id.desc()).limit(limit + 1)).all()
         found = [dict(row._mapping) for row in rows[:limit]]
         return found, _cursor_of_id(found[-1]["model_id"]) if len(rows) > limit else None
 
@@ -187,7 +185,9 @@ def _id_of_cursor(cursor: str) -> int:
         prefix, number = decoded.split(":")
         identifier = int(number)
     except ValueError:
-        raise InvalidCursor(f"cursor {cursor[:40]!r} was not given out by this server; leave it out to start over") from None
+        raise InvalidCursor(
+            f"cursor {cursor[:40]!r} was not given out by this server; leave it out to start over"
+        ) from None
     if prefix != "before" or not 0 < identifier < 2**63:
         raise InvalidCursor(f"cursor {cursor[:40]!r} was not given out by this server; leave it out to start over")
     return identifier

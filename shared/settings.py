@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     events_archive_mib: float = Field(default=64, gt=0)
     events_kept_per_job: int = Field(default=10_000, ge=100)
     events_kept_s: int = Field(default=604_800, ge=1)
-    host_name: str = Field(default_factory=lambda: socket.gethostname().lower(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    host_name: str = Field(
+        default_factory=lambda: socket.gethostname().lower(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+    )
     slots: int | None = Field(default=None, ge=0, le=10_000)
 
     @field_validator("allowed_origins", "allowed_hosts", mode="before")

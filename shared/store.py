@@ -2,21 +2,19 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from epochcast.events import BEFORE_ALL, Error, EventId
-from epochcast.jobs import JobError, Status, TrainingJob, TrainingJobSpec
+from epochcast.events import BEFORE_ALL, EventId
+from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
+from shared.archive import transition_entry
 from shared.database import Database
 from shared.errors import IdempotencyConflict, IllegalTransition, JobNotFound
 from shared.event_log import Entry
 from shared.rows import Row, hosts_of, progress_message, training_job
 from shared.tables import artifacts, idempotency_keys, job_tags, jobs, transition_events
-from shared.transitions import apply, end_attempt, fence_of, release_resources, store_event
-
-LOSSES_ALLOWED = 3
+from shared.transitions import apply, fence_of, requeued, stop_queued, store_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,7 @@ class Store:
                     case Status.SUCCEEDED | Status.FAILED:
                         raise IllegalTransition(job_id, Status(row.status), "queued or running jobs can be stopped")
                     case Status.QUEUED:
-                        done = self._stop_queued(connection, row, now)
+                        done = stop_queued(connection, row, now)
                     case Status.RUNNING:
                         flag = jobs.update().where(fence_of(row).condition).values(stop_requested=True)
                         done = connection.execute(flag).rowcount == 1
@@ -159,17 +157,6 @@ class Store:
                 if done:
                     return self._job(connection, job_id, None)
             # The job moved between the read and the write (PostgreSQL): look again.
-
-    def _stop_queued(self, connection: sa.Connection, row: Row, now: float) -> bool:
-        release_resources(connection, row.id)
-        values = {
-            "status": Status.STOPPED,
-            "generation": row.generation + 1,
-            "stop_requested": True,
-            "finished_at": now,
-            "eta_s": None,
-        }
-        return apply(connection, fence_of(row), values, now) is not None
 
     def restart(self, job_id: int, *, from_scratch: bool = False, visible_to: str | None = None) -> TrainingJob:
         """Queues a failed or stopped job again, from its last checkpoint (`from_scratch`: without).
@@ -186,7 +173,7 @@ class Store:
                 checkpoint = connection.execute(
                     sa.select(artifacts).where(artifacts.c.id == row.checkpoint_id)
                 ).one_or_none()
-            values = self._requeued(row, now) | {
+            values = requeued(row, now) | {
                 "checkpoint_id": checkpoint.id if checkpoint else None,
                 "current_epoch": (checkpoint.epoch or 0) if checkpoint else 0,
                 "progress": min(1.0, (checkpoint.epoch or 0) / row.total_epochs) if checkpoint else 0.0,
@@ -206,73 +193,8 @@ class Store:
                 raise IllegalTransition(job_id, Status(row.status), "failed or stopped jobs can be restarted")
             return self._job(connection, job_id, None)
 
-    @staticmethod
-    def _requeued(row: Row, now: float) -> dict[str, Any]:
-        return {
-            "status": Status.QUEUED,
-            "generation": row.generation + 1,
-            "lease_until": 0.0,
-            "queued_at": now,
-            "pending_reason": None,
-            "eta_s": None,
-        }
-
-    def reap(self, limit: int = 100) -> list[int]:
-        """Takes back running jobs whose lease ran out: requeued, stopped if that was asked, or failed as `lost`."""
-        with self.database.read() as connection:
-            expired = connection.execute(
-                sa.select(jobs.c.id)
-                .where(jobs.c.status == Status.RUNNING, jobs.c.lease_until < self.database.now)
-                .limit(limit)
-            ).scalars()
-            candidates = list(expired)
-        return [job_id for job_id in candidates if self.lose(job_id, "lease ran out", only_expired=True)]
-
-    def lose(
-        self, job_id: int, reason: str, *, only_expired: bool, generation: int | None = None, charge: bool = True
-    ) -> bool:
-        """Ends the attempt of a running job whose supervisor is gone. Returns whether it was this call that did it.
-
-        `only_expired=False` is for a host that saw every process of the attempt gone; it names the `generation`.
-        """
-        with self.database.write() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
-            if row is None or row.status != Status.RUNNING or (generation is not None and row.generation != generation):
-                return False
-            now = self.database.time(connection)
-            expired = jobs.c.lease_until < self.database.now if only_expired else None
-            values = self._requeued(row, now) | {"losses": row.losses + int(charge)}
-            make_event: Any = progress_message
-            if row.stop_requested:
-                values |= {"status": Status.STOPPED, "finished_at": now}
-            elif values["losses"] >= LOSSES_ALLOWED:
-                error = JobError(
-                    type="lost",
-                    message=f"lost {LOSSES_ALLOWED} times in a row without a new checkpoint",
-                    detail=f"the last attempt's host stopped answering ({reason})",
-                    epoch=row.current_epoch,
-                )
-                values |= {"status": Status.FAILED, "error": error.model_dump(mode="json"), "finished_at": now}
-                make_event = error_message
-            if apply(connection, fence_of(row), values, now, extra=expired, event=make_event) is None:
-                return False
-            end_attempt(connection, job_id, row.generation, now, "lost", reason)
-            release_resources(connection, job_id)
-            return True
-
-    def stop_requested_queued(self) -> list[int]:
-        """Finishes queued jobs that carry a stop request (asked while they ran, before their host was lost)."""
-        with self.database.write() as connection:
-            now = self.database.time(connection)
-            rows = connection.execute(
-                sa.select(jobs).where(jobs.c.status == Status.QUEUED, jobs.c.stop_requested)
-            ).all()
-            return [row.id for row in rows if self._stop_queued(connection, row, now)]
-
     def unannounced(self, limit: int = 200) -> list[Unannounced]:
         """Stored transition events that nobody with a live lease is about to ship, oldest first per job."""
-        from shared.archive import transition_entry
-
         with self.database.read() as connection:
             rows = connection.execute(
                 sa.select(transition_events, jobs.c.owner)
@@ -315,22 +237,6 @@ class Store:
             if announced or time.monotonic() >= deadline:
                 return bool(announced)
             time.sleep(0.02)
-
-
-def error_message(job: TrainingJob, identifier: EventId) -> Error:
-    """The `error` event of a job that failed."""
-    assert job.error is not None
-    return Error(
-        id=str(identifier),
-        job_id=job.job_id,
-        status=job.status,
-        progress=job.progress,
-        current_epoch=job.current_epoch,
-        total_epochs=job.total_epochs,
-        timestamp=job.timestamp,
-        error_message=job.error.message,
-        error=job.error,
-    )
 
 
 def queue_position(connection: sa.Connection, row: Row) -> int:

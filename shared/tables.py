@@ -165,6 +165,8 @@ attempts = sa.Table(
     # Which process tree this was: whoever starts the next attempt on this host kills what is left of it.
     sa.Column("boot_id", sa.String(64)),
     sa.Column("pid_namespace", sa.String(64)),
+    sa.Column("supervisor_pid", sa.Integer),
+    sa.Column("supervisor_started", sa.BigInteger),
     sa.Column("launcher_pid", sa.Integer),
     sa.Column("launcher_started", sa.BigInteger),
     sa.Index(None, "host", "ended_at"),

@@ -87,9 +87,7 @@ def store_event(
         )
     )
     connection.execute(
-        jobs.update()
-        .where(jobs.c.id == row.id)
-        .values(last_generation=identifier.generation, last_seq=identifier.seq)
+        jobs.update().where(jobs.c.id == row.id).values(last_generation=identifier.generation, last_seq=identifier.seq)
     )
 
 
@@ -120,3 +118,44 @@ def end_attempt(
     )
 
 
+def requeued(row: Row, now: float) -> dict[str, Any]:
+    """What every return to the queue writes: a new generation that nobody owns."""
+    return {
+        "status": Status.QUEUED,
+        "generation": row.generation + 1,
+        "lease_until": 0.0,
+        "queued_at": now,
+        "pending_reason": None,
+        "eta_s": None,
+    }
+
+
+def stop_queued(connection: sa.Connection, row: Row, now: float) -> bool:
+    """Stops a queued job. Returns whether it was this call that did it."""
+    values = {
+        "status": Status.STOPPED,
+        "generation": row.generation + 1,
+        "stop_requested": True,
+        "finished_at": now,
+        "eta_s": None,
+    }
+    if apply(connection, fence_of(row), values, now) is None:
+        return False
+    release_resources(connection, row.id)
+    return True
+
+
+def error_message(job: TrainingJob, identifier: EventId) -> Error:
+    """The `error` event of a job that failed."""
+    assert job.error is not None
+    return Error(
+        id=str(identifier),
+        job_id=job.job_id,
+        status=job.status,
+        progress=job.progress,
+        current_epoch=job.current_epoch,
+        total_epochs=job.total_epochs,
+        timestamp=job.timestamp,
+        error_message=job.error.message,
+        error=job.error,
+    )

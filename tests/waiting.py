@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def wait_until(predicate: Callable[[], T], what: str, *, timeout_s: float = 10.0, every_s: float = 0.02) -> T:
-    """Calls `predicate` until it answers something true, and returns that. Fails the test with `what` after `timeout_s`."""
+    """Calls `predicate` until it answers something true, which is returned; fails with `what` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         if answer := predicate():

@@ -109,6 +109,8 @@ def upgrade() -> None:
         sa.Column("resumed_epoch", sa.BigInteger(), nullable=True),
         sa.Column("boot_id", sa.String(length=64), nullable=True),
         sa.Column("pid_namespace", sa.String(length=64), nullable=True),
+        sa.Column("supervisor_pid", sa.Integer(), nullable=True),
+        sa.Column("supervisor_started", sa.BigInteger(), nullable=True),
         sa.Column("launcher_pid", sa.Integer(), nullable=True),
         sa.Column("launcher_started", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id"), ondelete="CASCADE"),

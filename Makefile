@@ -1,0 +1,49 @@
+# A fresh Linux machine needs git, make and Python >= 3.11 and nothing else: no root, no service.
+
+# The first Python that is new enough and can make environments (Debian splits ensurepip off); override with PYTHON=…
+FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+BIN := .venv/bin
+STAMP := .venv/.set-up
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo up test check bench clean
+
+help:
+	@echo "make demo    train a real job and watch it, then clean up"
+	@echo "make up      start the platform and stay"
+	@echo "make test    every test that needs no GPU"
+	@echo "make check   ruff, mypy --strict, import rules"
+	@echo "make bench   the benchmarks"
+	@echo "make setup   only .venv with everything pinned (the others do it too)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 with venv found; install one (Debian: python3-venv), or say PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version); the first time takes some minutes"; $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[api,worker,embedded,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m shared.demo
+
+up: setup
+	@$(BIN)/epochcast up $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: setup
+	@for file in benchmarks/*.py; do echo "# $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv .epochcast build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

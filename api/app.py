@@ -1,0 +1,110 @@
+"""The gateway as an ASGI application: `create_app(settings)`. Importing this opens nothing and reads no environment."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+from fastapi import FastAPI
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from starlette.middleware.cors import CORSMiddleware
+
+import epochcast
+from api import page, problems
+from api.auth import Authenticator
+from api.gate import Gate
+from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
+from api.routes import health, history, hosts, jobs, models, recipes
+from api.telemetry import Telemetry
+from shared.celery_app import Poker
+from shared.database import Database
+from shared.dispatcher import Dispatcher
+from shared.event_log import EventLog
+from shared.settings import Settings
+
+API = "/api/v1"
+# A Redis that is away must not delay an answer that SQL can give.
+_REDIS_PATIENCE_S = 0.4
+_DISPATCHER_PATIENCE_S = 2.0
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Raises NoKeys when tokens are to be checked and the settings hold nothing to check them with."""
+    app = FastAPI(
+        title="epochcast",
+        version=epochcast.__version__,
+        openapi_url=f"{API}/openapi.json",
+        # The usual documentation pages load their code from elsewhere; this one works offline or not at all.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.authenticator = Authenticator(settings)
+    app.state.telemetry = Telemetry()
+    for routes in (jobs, history, models, recipes, hosts):
+        app.include_router(routes.router, prefix=API)
+    app.include_router(health.router)
+    app.include_router(page.router)
+    _install_middleware(app, settings)
+    return app
+
+
+def _install_middleware(app: FastAPI, settings: Settings) -> None:
+    """The last one added is the first to see a request."""
+    problems.install(app)
+    app.add_middleware(
+        CORSMiddleware,
+        # The gate has refused every foreign Origin already; one that gets here may read the answer.
+        allow_origin_regex=".*",
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
+        expose_headers=["Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After"],
+    )
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(app.state.telemetry.middleware)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Opens what the process holds. Neither SQL nor Redis has to be there: each request says what it misses."""
+    settings: Settings = app.state.settings
+    database = Database(
+        settings.database_url.get_secret_value(), patience_s=SQL_PATIENCE_S, connections=SQL_CONNECTIONS
+    )
+    gateway = Gateway(
+        settings=settings,
+        database=database,
+        redis=_redis(settings),
+        dispatcher=_dispatcher(settings, database),
+        telemetry=app.state.telemetry,
+    )
+    app.state.gateway = gateway
+    gateway.dispatcher.start()
+    try:
+        yield
+    finally:
+        await gateway.close()
+
+
+def _redis(settings: Settings) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis.from_url(
+        settings.events_redis_url,
+        socket_timeout=_REDIS_PATIENCE_S,
+        socket_connect_timeout=_REDIS_PATIENCE_S,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+    )
+
+
+def _dispatcher(settings: Settings, database: Database) -> Dispatcher:
+    client = redis.Redis.from_url(
+        settings.events_redis_url,
+        socket_timeout=_DISPATCHER_PATIENCE_S,
+        socket_connect_timeout=_DISPATCHER_PATIENCE_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    event_log = EventLog(client, kept_per_job=settings.events_kept_per_job, kept_s=settings.events_kept_s)
+    return Dispatcher(settings, database, event_log, Poker(settings.broker_url.get_secret_value()))

@@ -1,0 +1,57 @@
+"""The socket of one connected client: sends that can't block for ever, and the reasons for which it is closed."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from api.closes import IDLE_TIMEOUT, SLOW_CONSUMER, TOKEN_EXPIRED, Close
+from api.limits import Limits
+
+Send = Callable[[str], Awaitable[None]]
+
+
+class Peer:
+    """Knows when it was last heard of; whoever decides to close it calls `end`, and the first one wins.
+
+    `expires_at`: Unix seconds at which its token ends. Needs a running event loop.
+    """
+
+    def __init__(self, send: Send, expires_at: float, limits: Limits, clock: Callable[[], float] = time.time) -> None:
+        self._send = send
+        self._expires_at = expires_at
+        self._limits = limits
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._active_at = self._loop.time()
+        self._sending_since: float | None = None
+        self._over: asyncio.Future[Close | None] = self._loop.create_future()
+
+    async def send(self, text: str) -> None:
+        """Blocks while the peer doesn't drain; `check` ends it when that takes too long."""
+        self._sending_since = self._loop.time()
+        await self._send(text)
+        self._sending_since = None
+        self._active_at = self._loop.time()
+
+    def heard(self) -> None:
+        """It sent a message. Pongs are none."""
+        self._active_at = self._loop.time()
+
+    def end(self, close: Close | None) -> None:
+        """None: it is gone already, there is nobody to tell."""
+        if not self._over.done():
+            self._over.set_result(close)
+
+    async def ended(self) -> Close | None:
+        return await asyncio.shield(self._over)
+
+    def check(self) -> None:
+        """Ends it when its time is over; called by the relay every half second or so."""
+        now = self._loop.time()
+        if self._clock() >= self._expires_at:
+            self.end(TOKEN_EXPIRED)
+        elif self._sending_since is not None:
+            if now - self._sending_since > self._limits.send_timeout_s:
+                self.end(SLOW_CONSUMER)
+        elif now - self._active_at >= self._limits.idle_timeout_s:
+            self.end(IDLE_TIMEOUT)

@@ -1,0 +1,144 @@
+"""What has happened to a job: its events, logs, metrics and attempts."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from starlette.responses import PlainTextResponse, Response
+
+from api.auth import Reader
+from api.downsampling import downsample
+from api.gateway import Gateway, Here
+from api.routes.parameters import After, JobId, QueryJobIds, event_id
+from epochcast.events import EventId
+from shared.database import DatabaseUnavailable
+from shared.event_log import Entry
+from shared.rows import moment, optional_moment
+
+router = APIRouter(prefix="/training-jobs", tags=["history"])
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+MaxPoints = Annotated[int | None, Query(ge=2, le=100_000)]
+
+
+@router.get("/metrics")
+async def metrics_of_jobs(
+    gateway: Here, identity: Reader, job_ids: QueryJobIds, max_points: MaxPoints = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The histories of several jobs, to compare them: `{"items": [{"job_id": 1, "metrics": {…}}]}`."""
+    items = []
+    for job_id in dict.fromkeys(job_ids):
+        await gateway.check_owner(job_id, identity)
+        items.append({"job_id": job_id, "metrics": await _columns(gateway, job_id, max_points)})
+    return {"items": items}
+
+
+@router.get("/{job_id}/metrics")
+async def metrics(gateway: Here, identity: Reader, job_id: JobId, max_points: MaxPoints = None) -> dict[str, list[Any]]:
+    """The history per epoch, by column."""
+    await gateway.check_owner(job_id, identity)
+    return await _columns(gateway, job_id, max_points)
+
+
+async def _columns(gateway: Gateway, job_id: int, max_points: int | None) -> dict[str, list[Any]]:
+    columns = await gateway.record(gateway.queries.metrics, job_id)
+    return columns if max_points is None else downsample(columns, max_points)
+
+
+@router.get("/{job_id}/events")
+async def events(
+    gateway: Here,
+    identity: Reader,
+    job_id: JobId,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+) -> Response:
+    """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here."""
+    await gateway.check_owner(job_id, identity)
+    reading = Reading(gateway, job_id, event_id(after))
+    payloads = []
+    async for entry in reading:
+        payloads.append(entry.payload)
+        if len(payloads) == limit:
+            break
+    return _page(payloads, reading)
+
+
+@router.get("/{job_id}/logs")
+async def logs(
+    request: Request,
+    gateway: Here,
+    identity: Reader,
+    job_id: JobId,
+    after: After = None,
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "DEBUG",
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> Response:
+    """Log lines of `level` and above: JSON, or text where `Accept` asks for text/plain."""
+    await gateway.check_owner(job_id, identity)
+    reading = Reading(gateway, job_id, event_id(after))
+    wanted = LEVELS[LEVELS.index(level) :]
+    payloads = []
+    async for entry in reading:
+        if entry.type == "log" and (level == "DEBUG" or orjson.loads(entry.payload)["level"] in wanted):
+            payloads.append(entry.payload)
+            if len(payloads) == limit:
+                break
+    if "text/plain" in request.headers.get("accept", ""):
+        return PlainTextResponse("".join(map(_text_line, payloads)))
+    return _page(payloads, reading)
+
+
+class Reading:
+    """The entries of a job's log after a cursor, in order, to its end; remembers how far it came."""
+
+    def __init__(self, gateway: Gateway, job_id: int, cursor: EventId) -> None:
+        self._gateway = gateway
+        self._job_id = job_id
+        self.cursor = cursor
+        self.has_hole = False
+
+    async def __aiter__(self) -> AsyncIterator[Entry]:
+        """Raises DatabaseUnavailable when nobody can tell whether there is more."""
+        started = self.cursor
+        while True:
+            page = await self._gateway.history.after(self._job_id, self.cursor)
+            if page.is_end:
+                if page.standing is None and self.cursor == started:
+                    raise DatabaseUnavailable("SQL is away and the stream has nothing")
+                return
+            if page.resync_at is not None:
+                self.has_hole = True
+                self.cursor = page.resync_at
+            for entry in page.entries:
+                self.cursor = entry.id
+                yield entry
+
+
+def _page(payloads: list[bytes], reading: Reading) -> Response:
+    """The worker's own bytes, joined: an event is never encoded a second time."""
+    tail = orjson.dumps({"next_after": str(reading.cursor), "resync": reading.has_hole})
+    return Response(b'{"items":[' + b",".join(payloads) + b"]," + tail[1:], media_type="application/json")
+
+
+def _text_line(payload: bytes) -> str:
+    event = orjson.loads(payload)
+    return f"{event['timestamp']} {event['level']} {event['message']}\n"
+
+
+@router.get("/{job_id}/attempts")
+async def attempts(gateway: Here, identity: Reader, job_id: JobId) -> dict[str, list[dict[str, Any]]]:
+    """Each attempt: where it ran, from when to when, and why it ended."""
+    await gateway.check_owner(job_id, identity)
+    rows = await gateway.record(gateway.queries.attempts, job_id)
+    return {"items": [_attempt(row) for row in rows]}
+
+
+def _attempt(row: dict[str, Any]) -> dict[str, Any]:
+    shown = ("number", "generation", "host", "gpus", "outcome", "reason", "error", "resumed_epoch")
+    return {
+        **{name: row[name] for name in shown},
+        "started_at": moment(row["started_at"]),
+        "ended_at": optional_moment(row["ended_at"]),
+    }

@@ -1,0 +1,41 @@
+"""The fleet: which hosts there are, what they hold, and draining them."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel
+
+from api.auth import HostAdmin, Reader
+from api.gateway import Gateway, Here
+
+router = APIRouter(prefix="/hosts", tags=["hosts"])
+
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class HostList(BaseModel):
+    items: list[dict[str, Any]]
+
+
+@router.get("")
+async def list_hosts(gateway: Here, _identity: Reader) -> HostList:
+    """Every host that ever registered; `status` is `ready`, `draining` or `unreachable`."""
+    return HostList(items=await gateway.record(gateway.fleet.hosts))
+
+
+@router.post("/{name}/drain")
+async def drain(gateway: Here, _identity: HostAdmin, name: Name) -> dict[str, Any]:
+    """No new job for this host; what it runs goes on."""
+    return await _set_draining(gateway, name, True)
+
+
+@router.post("/{name}/resume")
+async def resume(gateway: Here, _identity: HostAdmin, name: Name) -> dict[str, Any]:
+    """Takes jobs again."""
+    return await _set_draining(gateway, name, False)
+
+
+async def _set_draining(gateway: Gateway, name: str, draining: bool) -> dict[str, Any]:
+    await gateway.record(gateway.fleet.set_draining, name, draining)
+    gateway.dispatcher.wake()
+    return next(host for host in await gateway.record(gateway.fleet.hosts) if host["name"] == name)

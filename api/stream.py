@@ -1,0 +1,166 @@
+"""The sockets: `/ws` and `/stream` of a job, and the fleet's; what is checked in which order, and how they close."""
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
+
+from api.auth import Authenticator, MissingToken, visible_to
+from api.closes import (
+    AUTHENTICATION_REQUIRED,
+    INTERNAL_ERROR,
+    INVALID_CURSOR,
+    INVALID_TOKEN,
+    JOB_NOT_FOUND,
+    TEXT_ONLY,
+    TOKEN_EXPIRED,
+    UNAVAILABLE,
+    Close,
+    Refused,
+)
+from api.history import in_thread
+from api.peer import Peer
+from api.relay import Relay
+from epochcast.events import EventId
+from epochcast.jobs import MAX_JOB_ID, TrainingJob
+from shared.database import DatabaseUnavailable
+from shared.errors import JobNotFound
+from shared.store import Store
+from shared.tokens import ExpiredToken, Identity, KeysUnavailable, TokenError
+
+logger = structlog.get_logger(__name__)
+router = APIRouter(prefix="/api/v1/training-jobs")
+
+SCOPE = "jobs:read"
+_JOB_ID = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+
+
+@router.websocket("/ws")
+async def follow_fleet(websocket: WebSocket) -> None:
+    """All jobs that the token may see, without their log lines."""
+    await _accept(websocket)
+    try:
+        identity = await _identify(websocket)
+    except Refused as refused:
+        return await _close(websocket, refused.close)
+    relay, peer = _relay(websocket), _peer(websocket, identity)
+    await _converse(websocket, relay, peer, relay.follow_fleet(peer, visible_to(identity)))
+
+
+# `:path`, so that a malformed id with slashes in it is answered like any other.
+@router.websocket("/{job_id:path}/ws")
+@router.websocket("/{job_id:path}/stream")
+async def follow_job(websocket: WebSocket, job_id: str) -> None:
+    """One job: its state now (or all that came after `?after=`), then every message until its terminal one."""
+    # Accepted whatever follows: a refusal before that is HTTP 403, of which a browser shows only code 1006.
+    await _accept(websocket)
+    try:
+        identity = await _identify(websocket)
+        record = await _find(websocket, job_id, identity)
+        after = _cursor(websocket)
+    except Refused as refused:
+        return await _close(websocket, refused.close)
+    relay, peer = _relay(websocket), _peer(websocket, identity)
+    await _converse(websocket, relay, peer, relay.follow(peer, record, after))
+
+
+async def _accept(websocket: WebSocket) -> None:
+    offered = websocket.scope.get("subprotocols") or []
+    # Answered by its name alone: the other subprotocol is the token.
+    await websocket.accept(subprotocol=next((name for name in offered if name.lower() == "bearer"), None))
+
+
+async def _identify(websocket: WebSocket) -> Identity:
+    authenticator: Authenticator = websocket.app.state.authenticator
+    try:
+        identity = await authenticator.identify(websocket)
+    except MissingToken:
+        raise Refused(AUTHENTICATION_REQUIRED) from None
+    except ExpiredToken:
+        raise Refused(TOKEN_EXPIRED) from None
+    except KeysUnavailable:
+        raise Refused(UNAVAILABLE) from None
+    except TokenError:
+        raise Refused(INVALID_TOKEN) from None
+    if SCOPE not in identity.scopes:
+        raise Refused(INVALID_TOKEN)
+    return identity
+
+
+async def _find(websocket: WebSocket, job_id: str, identity: Identity) -> TrainingJob:
+    if _JOB_ID.fullmatch(job_id) is None or int(job_id) > MAX_JOB_ID:
+        raise Refused(JOB_NOT_FOUND)
+    store: Store = websocket.app.state.store
+    try:
+        return await in_thread(lambda: store.get(int(job_id), visible_to(identity)))
+    except JobNotFound:
+        raise Refused(JOB_NOT_FOUND) from None
+    except DatabaseUnavailable as error:
+        logger.warning("socket refused: SQL is away", error=str(error))
+        raise Refused(UNAVAILABLE) from None
+
+
+def _cursor(websocket: WebSocket) -> EventId | None:
+    text = websocket.query_params.get("after")
+    try:
+        return None if text is None else EventId.parse(text)
+    except ValueError:
+        raise Refused(INVALID_CURSOR) from None
+
+
+def _relay(websocket: WebSocket) -> Relay:
+    relay: Relay = websocket.app.state.relay
+    return relay
+
+
+def _peer(websocket: WebSocket, identity: Identity) -> Peer:
+    return Peer(websocket.send_text, identity.expires_at, _relay(websocket).limits)
+
+
+async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Coroutine[Any, Any, Close]) -> None:
+    """Sends and listens until one of the two, or a time-out, ends the conversation."""
+    halves = [asyncio.create_task(_speak(peer, work)), asyncio.create_task(_listen(websocket, peer))]
+    try:
+        async with relay.watched(peer):
+            close = await peer.ended()
+    finally:
+        for half in halves:
+            half.cancel()
+        # Giving the place back may take Redis a moment; the peer learns of its end before that.
+        cleaning = asyncio.gather(*halves, return_exceptions=True)
+    if close is not None:
+        await _close(websocket, close)
+    await cleaning
+
+
+async def _speak(peer: Peer, work: Coroutine[Any, Any, Close]) -> None:
+    try:
+        peer.end(await work)
+    except Refused as refused:
+        peer.end(refused.close)
+    except WebSocketDisconnect:
+        peer.end(None)
+    except Exception:
+        logger.exception("a socket's messages broke off")
+        peer.end(INTERNAL_ERROR)
+
+
+async def _listen(websocket: WebSocket, peer: Peer) -> None:
+    while True:
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return peer.end(None)
+        if message.get("bytes") is not None:
+            return peer.end(TEXT_ONLY)
+        peer.heard()
+
+
+async def _close(websocket: WebSocket, close: Close) -> None:
+    try:
+        await websocket.close(close.code, close.reason)
+    except (WebSocketDisconnect, WebSocketDisconnected):
+        logger.debug("the peer was gone before its close frame", code=close.code)

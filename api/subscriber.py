@@ -1,0 +1,109 @@
+"""One subscriber's place in its job's event log, and the bounded queue between the relay and its socket."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from api.closes import SLOW_CONSUMER, Close, finished
+from api.history import just_before
+from epochcast.events import EventId
+from epochcast.jobs import Status
+from shared.event_log import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A message ready to send. `close`: what follows it, when it is the job's last."""
+
+    text: str
+    close: Close | None = None
+
+
+class Outbox:
+    """Messages that wait for the peer to drain; full: the subscriber is a slow consumer."""
+
+    def __init__(self, limit_bytes: int, end: Callable[[Close], None]) -> None:
+        self._limit_bytes = limit_bytes
+        self._end = end
+        self._frames: deque[Frame] = deque()
+        self._waiting_bytes = 0
+        self._changed = asyncio.Event()
+
+    def put(self, frame: Frame) -> None:
+        # One message alone always fits, however long.
+        if self._frames and self._waiting_bytes + len(frame.text) > self._limit_bytes:
+            self._end(SLOW_CONSUMER)
+            return
+        self._frames.append(frame)
+        self._waiting_bytes += len(frame.text)
+        self._changed.set()
+
+    def take(self) -> Frame | None:
+        """The oldest message, or None."""
+        if not self._frames:
+            return None
+        frame = self._frames.popleft()
+        self._waiting_bytes -= len(frame.text)
+        return frame
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def changed(self) -> None:
+        """Until something was put or `wake` was called; what happened before the call counts."""
+        await self._changed.wait()
+        self._changed.clear()
+
+
+class Subscriber:
+    """Takes live events while it is level with the log; otherwise notes that there are some, and reads them itself.
+
+    `cursor` is the newest event that was sent or queued. Nothing here waits: `offer` is called by the relay for every
+    message of the job.
+    """
+
+    def __init__(self, job_id: int, outbox: Outbox) -> None:
+        self.job_id = job_id
+        self.outbox = outbox
+        self.cursor = EventId(0, 0)
+        self.is_behind = True
+        self.has_missed = False
+        """A live event passed by while it was behind, so that the log must be read once more."""
+        self.is_beyond_end = False
+        """Its cursor is later than anything that is known of the job."""
+
+    def offer(self, entry: Entry, text: str) -> None:
+        """A live event."""
+        if self.is_behind:
+            self.has_missed = True
+        elif self._is_known(entry):
+            return
+        elif entry.gap or entry.prev > self.cursor or entry.id.generation != self.cursor.generation:
+            # A hole; or a new generation, whose predecessor is what SQL knew, while the stream may have had more.
+            self.fall_behind()
+        else:
+            self.cursor = entry.id
+            self.outbox.put(Frame(text, finished(Status(entry.status)) if entry.is_terminal else None))
+
+    def _is_known(self, entry: Entry) -> bool:
+        if entry.id > self.cursor:
+            self.is_beyond_end = False
+            return False
+        if self.is_beyond_end and entry.id < self.cursor:
+            # The cursor was none of this log's: what is published now is news, and it follows from here.
+            self.is_beyond_end = False
+            self.cursor = entry.prev
+            return False
+        return True
+
+    def fall_behind(self) -> None:
+        """From now on live events don't count, until the log was read up to its end."""
+        self.is_behind = True
+        self.has_missed = True
+        self.outbox.wake()
+
+    def start_at_end(self, last: EventId) -> None:
+        """Puts the cursor before the job's terminal event, which is then the only one to come."""
+        self.cursor = just_before(last)
+        self.is_beyond_end = False

@@ -1,0 +1,101 @@
+"""What `/metrics` shows: requests by route, and, asked at each scrape, jobs, hosts and subscribers."""
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import epochcast
+from api.census import jobs_by_status
+from shared.database import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from api.gateway import Gateway
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0)
+
+
+class Telemetry:
+    """One registry per application, so that two of them in one process don't meet. Counts this process only."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        build = Gauge("epochcast_build_info", "What runs here; always 1.", ["version"], registry=self.registry)
+        build.labels(epochcast.__version__).set(1)
+        self._requests = prometheus_client.Counter(
+            "epochcast_http_requests_total",
+            "Answered requests by route and status.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "epochcast_http_request_seconds",
+            "Time to the end of the answer, by route.",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._jobs = self._gauge("jobs", "Training jobs by status.", "status")
+        self._hosts = self._gauge("hosts", "Hosts by status: ready, draining, unreachable.", "status")
+        self._subscribers = self._gauge("ws_subscribers", "Connected subscribers of this process.")
+        self._passes = self._gauge(
+            "dispatcher_passes", "Passes of this process' dispatcher; it stands still when stuck."
+        )
+        self._sql = self._gauge("sql_up", "Whether SQL answered this scrape.")
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"epochcast_{name}", what, labels, registry=self.registry)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Counts every request that `app` answers."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            started, status = time.perf_counter(), 500
+
+            async def watched(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            try:
+                await app(scope, receive, watched)
+            finally:
+                self._count(scope, status, time.perf_counter() - started)
+
+        return counted
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's pattern, never the path: ids would make a series each. Foreign methods likewise.
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    async def scrape(self, gateway: "Gateway") -> tuple[bytes, str]:
+        """The text and its content type. SQL away: everything else, and `epochcast_sql_up 0`."""
+        try:
+            counted = await gateway.record(jobs_by_status, gateway.database)
+            hosts = Counter(host["status"] for host in await gateway.record(gateway.fleet.hosts))
+        except DatabaseUnavailable:
+            self._sql.set(0)
+            self._jobs.clear()
+            self._hosts.clear()
+        else:
+            self._sql.set(1)
+            for status, count in counted.items():
+                self._jobs.labels(status).set(count)
+            for name in ("ready", "draining", "unreachable"):
+                self._hosts.labels(name).set(hosts[name])
+        self._subscribers.set(gateway.relay.subscribers)
+        self._passes.set(gateway.dispatcher.passes)
+        return prometheus_client.generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,0 +1,132 @@
+"""What a watcher sees of a job, as one value: `apply(board, message)` is the only way it changes."""
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import assert_never
+
+from epochcast.following import Connected, Message, Notice, Polling, Reconnecting
+from epochcast.jobs import Metrics, Status, TrainingJob
+
+LINES_KEPT = 200
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+@dataclass(frozen=True)
+class Board:
+    """A job as its messages have told it so far."""
+
+    job_id: int
+    name: str
+    status: Status = Status.QUEUED
+    progress: float = 0.0
+    current_epoch: int = 0
+    total_epochs: int = 1
+    attempt: int = 0
+    eta_s: float | None = None
+    stop_requested: bool = False
+    pending_reason: str | None = None
+    metrics: Metrics = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    """`current_loss` of each epoch seen, in order; a repeated epoch replaces its first showing."""
+    loss_epochs: tuple[int, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+    """The last log lines: level and text."""
+    model_id: int | None = None
+    duration_s: float | None = None
+    error_message: str | None = None
+    verdict: str | None = None
+    notice: str | None = None
+    """What is wrong with the connection now."""
+    has_gap: bool = False
+
+
+def board_of(job: TrainingJob) -> Board:
+    return Board(
+        job_id=job.job_id,
+        name=job.name,
+        status=job.status,
+        progress=job.progress,
+        current_epoch=job.current_epoch,
+        total_epochs=job.total_epochs,
+        attempt=job.attempt,
+        pending_reason=job.pending_reason,
+    )
+
+
+def apply(board: Board, message: Message) -> Board:
+    """The board after `message`."""
+    if message.type == "log":
+        lines = (*board.lines, *((message.level, line) for line in message.message.splitlines() or [""]))
+        return replace(board, lines=lines[-LINES_KEPT:], notice=None)
+    board = replace(
+        board,
+        status=message.status,
+        progress=message.progress,
+        current_epoch=message.current_epoch,
+        total_epochs=message.total_epochs,
+        notice=None,
+        pending_reason=board.pending_reason if message.status is Status.QUEUED else None,
+    )
+    match message.type:
+        case "progress":
+            return replace(
+                _with_loss(board, message.current_epoch, message.current_loss),
+                metrics=message.metrics,
+                eta_s=message.eta_s,
+                attempt=message.attempt,
+                stop_requested=message.stop_requested,
+                has_gap=board.has_gap or bool(message.resync),
+            )
+        case "complete":
+            return replace(
+                board,
+                metrics=message.final_metrics,
+                model_id=message.model_id,
+                duration_s=message.duration_s,
+                eta_s=None,
+            )
+        case "error":
+            return replace(
+                board,
+                error_message=message.error_message,
+                verdict=message.error.verdict or message.error.detail,
+                eta_s=None,
+            )
+        case _:
+            assert_never(message)
+
+
+def _with_loss(board: Board, epoch: int, loss: float | None) -> Board:
+    """Adds an epoch's loss; a resumed attempt goes back, and what it repeats is forgotten first."""
+    if loss is None or epoch < 1:
+        return board
+    kept = sum(1 for seen in board.loss_epochs if seen < epoch)
+    return replace(board, losses=(*board.losses[:kept], loss), loss_epochs=(*board.loss_epochs[:kept], epoch))
+
+
+def notice_text(notice: Notice) -> str | None:
+    """What to tell about the connection; None when all is well."""
+    match notice:
+        case Connected():
+            return None
+        case Reconnecting(delay_s=delay_s, reason=reason):
+            return f"{reason}; reconnecting in {delay_s:.1f} s (the job goes on)"
+        case Polling(reason=reason):
+            return f"no WebSocket ({reason}); polling instead"
+        case _:
+            assert_never(notice)
+
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: tuple[float, ...], width: int) -> str:
+    """`values` as at most `width` bars between their least and greatest; more values than bars are averaged."""
+    if not values or width < 1:
+        return ""
+    if len(values) > width:
+        edges = [round(part * len(values) / width) for part in range(width + 1)]
+        values = tuple(sum(values[low:high]) / (high - low) for low, high in pairwise(edges) if high > low)
+    least, greatest = min(values), max(values)
+    span = greatest - least
+    return "".join(BARS[round((value - least) / span * (len(BARS) - 1)) if span > 0 else 0] for value in values)

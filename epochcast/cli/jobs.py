@@ -1,0 +1,167 @@
+"""`list`, `show`, `stop`, `restart`, `attempts`: jobs, one or many."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from epochcast.cli.options import JobId, Json, Token, Url, client
+from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text
+from epochcast.cli.watch import follow
+
+if TYPE_CHECKING:
+    from epochcast.jobs import TrainingJob
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list", epilog="Example: epochcast list --status running --tag demo")(list_jobs)
+    app.command(epilog="Example: epochcast show 42")(show)
+    app.command(epilog="Example: epochcast stop 42")(stop)
+    app.command(epilog="Example: epochcast restart 42 --watch")(restart)
+    app.command(epilog="Example: epochcast attempts 42")(attempts)
+
+
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or stopped.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Only those of this recipe.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most that many.")] = 20,
+    url: Url = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    _check_status(status)
+    with client(url, token) as server:
+        jobs = server.jobs(status=status, owner=owner, tag=tag, recipe=recipe, limit=limit)
+    if as_json:
+        print_json(jobs)
+        return
+    print_table(
+        ("job", "name", "status", "progress", "epoch", "loss", "owner", "created"),
+        (
+            (
+                job.job_id,
+                job.name,
+                status_text(job.status),
+                f"{job.progress:.0%}",
+                f"{job.current_epoch}/{job.total_epochs}",
+                job.current_loss,
+                job.owner,
+                ago(job.created_at),
+            )
+            for job in jobs
+        ),
+        nothing="no jobs; submit one with: epochcast submit --recipe image-classifier",
+    )
+
+
+def _check_status(status: str | None) -> None:
+    from epochcast.jobs import Status
+
+    if status is not None and status not in list(Status):
+        raise typer.BadParameter(f"{status!r} is none; choose from {', '.join(Status)}", param_hint="--status")
+
+
+def show(job_id: JobId, url: Url = None, token: Token = None, as_json: Json = False) -> None:
+    """Show one job."""
+    with client(url, token) as server:
+        job = server.job(job_id)
+    _print_job(job, as_json)
+
+
+def _print_job(job: "TrainingJob", as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    eta = duration(job.eta_s) if job.eta_s is not None else None
+    print_fields(
+        [
+            ("job", job.job_id),
+            ("name", job.name),
+            ("owner", job.owner),
+            ("status", f"{job.status}, stopping" if _is_stopping(job) else status_text(job.status)),
+            ("waits for", job.pending_reason),
+            ("in queue", job.queue_position),
+            ("epoch", f"{job.current_epoch}/{job.total_epochs} ({job.progress:.0%})"),
+            ("ETA", eta),
+            ("metrics", metrics_text(job.final_metrics or job.metrics) or None),
+            ("model", job.model_id),
+            ("error", job.error_message),
+            ("detail", job.error.detail if job.error else None),
+            ("verdict", job.error.verdict if job.error else None),
+            ("traceback", job.error.traceback if job.error else None),
+            ("recipe", job.spec.recipe),
+            ("parameters", " ".join(f"{name}={value}" for name, value in job.spec.hyperparameters.items()) or None),
+            ("tags", " ".join(job.spec.tags) or None),
+            ("hosts", ", ".join(_place(host.name, host.gpus) for host in job.hosts) or None),
+            ("attempt", job.attempt or None),
+            ("created", ago(job.created_at)),
+            ("started", ago(job.started_at) if job.started_at else None),
+            ("finished", ago(job.finished_at) if job.finished_at else None),
+        ]
+    )
+
+
+def _is_stopping(job: "TrainingJob") -> bool:
+    return job.stop_requested and not job.status.is_terminal
+
+
+def _place(host: str, gpus: list[int]) -> str:
+    return f"{host} (GPU {', '.join(map(str, gpus))})" if gpus else host
+
+
+def stop(job_id: JobId, url: Url = None, token: Token = None, as_json: Json = False) -> None:
+    """Ask a job to stop; it keeps a checkpoint and can be restarted."""
+    with client(url, token) as server:
+        job = server.stop(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        print(f"job {job_id} is {job.status}" if job.status.is_terminal else f"job {job_id} is asked to stop")
+
+
+def restart(
+    job_id: JobId,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Not from its last checkpoint.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
+    url: Url = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Run a failed or stopped job again, from its last checkpoint."""
+    with client(url, token) as server:
+        job = server.restart(job_id, from_scratch=from_scratch)
+    if as_json:
+        print_json(job)
+    else:
+        print(f"job {job_id} is {job.status}")
+    if watch:
+        follow(job_id, url, token, as_json=as_json)
+
+
+def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json = False) -> None:
+    """Show each run of a job: where it ran, and why it ended."""
+    with client(url, token) as server:
+        found = server.attempts(job_id)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("attempt", "host", "GPUs", "started", "ended", "outcome", "reason"),
+        (_attempt_row(attempt) for attempt in found),
+        nothing=f"job {job_id} has not run yet",
+    )
+
+
+def _attempt_row(attempt: dict[str, Any]) -> list[object]:
+    gpus = attempt.get("gpus") or []
+    return [
+        attempt.get("attempt", attempt.get("number")),
+        attempt.get("host"),
+        ", ".join(str(gpu) for gpu in gpus) or None,
+        attempt.get("started_at"),
+        attempt.get("ended_at"),
+        attempt.get("outcome"),
+        attempt.get("reason"),
+    ]

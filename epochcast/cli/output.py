@@ -1,0 +1,114 @@
+"""How commands print: tables and panels for people, JSON for programs, and nothing that could steer a terminal."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+
+def plain(text: object) -> str:
+    """`text` without escape sequences and control characters: a job's log must not repaint who reads it."""
+    return _CONTROL.sub("", str(text))
+
+
+def console() -> "Console":
+    """For stdout; coloured on a terminal only, and never when NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: Any) -> None:
+    """One line, as `jq` and line-wise readers like it. Pydantic models become what the server sent."""
+    import orjson
+    from pydantic import BaseModel
+
+    def content(part: Any) -> Any:
+        if isinstance(part, BaseModel):
+            return part.model_dump(mode="json")
+        raise TypeError(f"{type(part).__name__} has no JSON form")
+
+    print(orjson.dumps(value, default=content).decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, nothing: str) -> None:
+    """A table; numbers stand right. `nothing`: what to say when there are no rows."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    found = [list(row) for row in rows]
+    if not found:
+        print(nothing)
+        return
+    for number, name in enumerate(columns):
+        is_number = all(isinstance(row[number], int | float) or row[number] is None for row in found)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+    for row in found:
+        table.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in row))
+    console().print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """`name  value` lines; what is None is left out."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in fields:
+        if value is not None:
+            grid.add_row(name, shown(value))
+    console().print(grid)
+
+
+def shown(value: object) -> Any:
+    """A cell: text without markup, numbers with four significant digits, nothing for None."""
+    from rich.text import Text
+
+    match value:
+        case Text():
+            return value
+        case None:
+            return Text("-", style="dim")
+        case bool():
+            return Text("yes" if value else "no")
+        case float():
+            return Text(f"{value:.4g}")
+        case _:
+            return Text(plain(value))
+
+
+STATUS_STYLES = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "stopped": "magenta"}
+
+
+def status_text(status: str) -> Any:
+    from rich.text import Text
+
+    return Text(plain(status), style=STATUS_STYLES.get(status, ""))
+
+
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """`train_loss 0.0234  val_loss -`: `-` where the value was NaN or infinite."""
+    return "  ".join(f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in metrics.items())
+
+
+def ago(moment: datetime) -> str:
+    """`12 s ago`, `3 h ago`: coarse, as in a list."""
+    return f"{duration((datetime.now(UTC) - moment).total_seconds())} ago"
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
+    whole = max(0, round(seconds))
+    for size, unit, smaller, smaller_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
+    return f"{whole} s"

@@ -1,0 +1,167 @@
+"""What the client's verbs return: a job or a model that knows its client, so that `job.watch()` works."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from epochcast.downloads import OnBytes
+from epochcast.errors import JobFailed, UsageError
+from epochcast.following import Message
+from epochcast.jobs import AwareTimestamp, Metrics, Resources, Status, TrainingJob, TrainingJobSpec
+from epochcast.transport import understood
+
+if TYPE_CHECKING:
+    from epochcast.client import AsyncClient, Client
+
+
+class ModelRecord(BaseModel):
+    """A model of the registry. `lineage`: the spec, attempt, checkpoint and versions it came from."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model_id: int
+    job_id: int
+    name: str
+    owner: str = ""
+    metrics: Metrics = Field(default_factory=dict)
+    lineage: dict[str, Any] = Field(default_factory=dict)
+    bytes: int
+    sha256: str
+    created_at: AwareTimestamp
+
+
+class AsyncModel(ModelRecord):
+    """A model, with the client that fetched it."""
+
+    _client: "AsyncClient" = PrivateAttr()
+
+    @classmethod
+    def of(cls, client: "AsyncClient", content: Any) -> Self:
+        with understood("model"):
+            model = cls.model_validate(content)
+        model._client = client
+        return model
+
+    async def download(self, path: str | Path | None = None) -> Path:
+        """Its safetensors file, checked; see `AsyncClient.download_model`."""
+        return await self._client.download_model(self.model_id, path)
+
+
+class Model(ModelRecord):
+    """A model, with the client that fetched it."""
+
+    _client: "Client" = PrivateAttr()
+
+    @classmethod
+    def of(cls, client: "Client", model: ModelRecord) -> Self:
+        copy = cls(**dict(model))
+        copy._client = client
+        return copy
+
+    def download(self, path: str | Path | None = None, on_bytes: OnBytes = lambda _done: None) -> Path:
+        """Its safetensors file, checked; see `AsyncClient.download_model`."""
+        return self._client.download_model(self.model_id, path, on_bytes)
+
+
+class AsyncJob(TrainingJob):
+    """A job as it was when it was fetched, with the client that fetched it."""
+
+    _client: "AsyncClient" = PrivateAttr()
+
+    @classmethod
+    def of(cls, client: "AsyncClient", content: Any) -> Self:
+        with understood("job"):
+            job = cls.model_validate(content)
+        job._client = client
+        return job
+
+    def watch(self, *, after: str | None = None) -> AsyncIterator[Message]:
+        return self._client.watch(self.job_id, after=after)
+
+    async def refreshed(self) -> "AsyncJob":
+        return await self._client.job(self.job_id)
+
+    async def stop(self) -> "AsyncJob":
+        return await self._client.stop(self.job_id)
+
+    async def result(self) -> AsyncModel:
+        """Waits for the end; the job's model. Raises JobFailed when it failed, was stopped or saved no model."""
+        async for _ in self.watch():
+            pass
+        return await self._client.model(_model_id(await self.refreshed()))
+
+
+class Job(TrainingJob):
+    """A job as it was when it was fetched, with the client that fetched it."""
+
+    _client: "Client" = PrivateAttr()
+
+    @classmethod
+    def of(cls, client: "Client", job: TrainingJob) -> Self:
+        copy = cls(**dict(job))
+        copy._client = client
+        return copy
+
+    def watch(self, *, after: str | None = None) -> Iterator[Message]:
+        return self._client.watch(self.job_id, after=after)
+
+    def refreshed(self) -> "Job":
+        return self._client.job(self.job_id)
+
+    def stop(self) -> "Job":
+        return self._client.stop(self.job_id)
+
+    def result(self) -> Model:
+        """Waits for the end; the job's model. Raises JobFailed when it failed, was stopped or saved no model."""
+        for _ in self.watch():
+            pass
+        return self._client.model(_model_id(self.refreshed()))
+
+
+def _model_id(job: TrainingJob) -> int:
+    if job.status is not Status.SUCCEEDED:
+        raise JobFailed(f"job {job.job_id} {job.status}" + (f": {job.error_message}" if job.error_message else ""))
+    if job.model_id is None:
+        raise JobFailed(f"job {job.job_id} succeeded but saved no model; call run.save_model in its script")
+    return job.model_id
+
+
+class Submission(TypedDict, total=False):
+    """What `submit` takes by name: the fields of `TrainingJobSpec`, those of its resources beside the others."""
+
+    name: str | None
+    recipe: str | None
+    hyperparameters: dict[str, Any]
+    total_epochs: int | None
+    seed: int
+    gpus: int
+    gpu_memory_gib: float | None
+    priority: int
+    max_restarts: int
+    max_runtime_s: float | None
+    stall_timeout_s: float | None
+    fail_on_non_finite: bool
+    tags: list[str]
+
+
+def spec_of(script: str | None, submission: Submission) -> TrainingJobSpec:
+    """The body to send. Raises UsageError, with one line per wrong field."""
+    if script is not None:
+        raise UsageError(
+            f"{script}: this version runs recipes, not scripts of your own; "
+            "submit a recipe such as image-classifier (`epochcast recipes` lists them)"
+        )
+    fields: dict[str, Any] = dict(submission)
+    resources = {name: fields.pop(name) for name in Resources.model_fields if name in fields}
+    try:
+        return TrainingJobSpec.model_validate({**fields, "resources": resources})
+    except ValidationError as error:
+        raise UsageError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def _line(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part != "resources")
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,175 @@
+"""The loop that keeps jobs moving: reaps, places, pokes and announces; a thread in every gateway and every agent.
+
+Correct with any number of them at once: each step is a conditional write, and a message is only a hint.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+import sqlalchemy as sa
+import structlog
+from kombu.exceptions import OperationalError
+
+from epochcast.events import encode
+from epochcast.jobs import Status
+from shared.celery_app import Poker
+from shared.database import Database, DatabaseUnavailable
+from shared.event_log import EventLog
+from shared.placement import FIRST_POKE_S, place
+from shared.recovery import Recovery
+from shared.rows import progress_message
+from shared.settings import Settings
+from shared.store import Store
+from shared.tables import jobs, placements
+
+logger = structlog.get_logger(__name__)
+
+TICK_S = 1.0
+POKE_LIMIT_S = 60.0
+UNCLAIMED_S = 120.0
+AVOID_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    job_id: int
+    host: str
+    pokes: int
+
+
+class Dispatcher:
+    """Runs until `stop`; `wake` makes the next pass happen now. Never raises into its owner."""
+
+    def __init__(self, settings: Settings, database: Database, event_log: EventLog, poker: Poker) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = Store(database)
+        self._recovery = Recovery(database)
+        self._event_log = event_log
+        self._poker = poker
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self.passes = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something changed (a submission, a release): look now. Callable from any thread; returns at once."""
+        self._woken.set()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        self._stopping = True
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.run_once()
+            self._woken.wait(TICK_S)
+            self._woken.clear()
+
+    def run_once(self) -> None:
+        """One pass. An outage of SQL or Redis ends a step, not the loop: the next pass tries again."""
+        steps: tuple[Callable[[], None], ...] = (
+            self._reap,
+            self._finish_stopped,
+            self._release_unclaimed,
+            self._place,
+            self._poke,
+            self._announce,
+        )
+        for step in steps:
+            if self._stopping:
+                return
+            try:
+                step()
+            except DatabaseUnavailable as error:
+                logger.warning("dispatcher: SQL is away", step=step.__name__, error=str(error))
+                break
+            except (redis.RedisError, OperationalError, OSError) as error:
+                logger.warning("dispatcher: Redis is away", step=step.__name__, error=str(error))
+            except Exception:
+                # A fault in one step must not end placing, reaping and announcing for everybody.
+                logger.exception("dispatcher: step failed", step=step.__name__)
+        self.passes += 1
+
+    def _reap(self) -> None:
+        for job_id in self._recovery.reap():
+            logger.warning("job taken back: its lease ran out", job_id=job_id)
+
+    def _finish_stopped(self) -> None:
+        self._recovery.stop_requested_queued()
+
+    def _place(self) -> None:
+        for placed in place(self._database, running_per_owner=self._settings.running_per_owner):
+            logger.info("job placed", job_id=placed.job_id, host=placed.host)
+
+    def _poke(self) -> None:
+        """Sends the hint for every placed job that nobody claimed yet: at once, then after 5 s, doubling to 60."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(placements.c.job_id, placements.c.host, placements.c.pokes)
+                .join(jobs, jobs.c.id == placements.c.job_id)
+                .where(jobs.c.status == Status.QUEUED, placements.c.next_poke_at <= self._database.now)
+                .order_by(placements.c.next_poke_at)
+                .limit(200)
+            )
+            due = [_Due(row.job_id, row.host, row.pokes) for row in rows]
+        for one in due:
+            if not self._take_poke(one):
+                continue
+            try:
+                self._poker.poke(one.job_id, one.host)
+            except (OperationalError, OSError):
+                # Its time in the queue of a broker that is away doesn't count against the host.
+                self._restore_poke(one)
+                raise
+
+    def _take_poke(self, one: _Due) -> bool:
+        """Of several dispatchers one sends each poke."""
+        delay_s = min(POKE_LIMIT_S, FIRST_POKE_S * 2**one.pokes)
+        with self._database.write() as connection:
+            mine = sa.and_(
+                placements.c.job_id == one.job_id, placements.c.host == one.host, placements.c.pokes == one.pokes
+            )
+            taken = connection.execute(
+                placements.update().where(mine).values(pokes=one.pokes + 1, next_poke_at=self._database.now + delay_s)
+            )
+            return taken.rowcount == 1
+
+    def _restore_poke(self, one: _Due) -> None:
+        with self._database.write() as connection:
+            now = self._database.time(connection)
+            connection.execute(
+                placements.update()
+                .where(placements.c.job_id == one.job_id, placements.c.host == one.host)
+                .values(pokes=one.pokes, next_poke_at=now + TICK_S, placed_at=now)
+            )
+
+    def _release_unclaimed(self) -> None:
+        """Takes a placement back that was not claimed in 120 s, and prefers other hosts for 10 minutes."""
+        with self._database.read() as connection:
+            unclaimed = sa.and_(
+                jobs.c.status == Status.QUEUED, placements.c.placed_at < self._database.now - UNCLAIMED_S
+            )
+            rows = connection.execute(
+                sa.select(placements.c.job_id, placements.c.host, jobs.c.generation)
+                .join(jobs, jobs.c.id == placements.c.job_id)
+                .where(unclaimed)
+            ).all()
+        for row in rows:
+            if self._recovery.release_placement(row.job_id, row.generation, row.host, AVOID_S):
+                logger.warning("placement released: not claimed in time", job_id=row.job_id, host=row.host)
+
+    def _announce(self) -> None:
+        """Ships stored transition events that no live owner will; fenced and duplicate mean that Redis is further."""
+        for waiting in self._store.unannounced():
+            snapshot = waiting.snapshot.model_dump_json().encode()
+            current = encode(progress_message(waiting.snapshot))
+            self._event_log.append(waiting.job_id, waiting.entry, snapshot=snapshot, current=current)
+            self._store.mark_announced(waiting.job_id, waiting.entry.id)

@@ -1,0 +1,25 @@
+"""Whether this host's worker is alive in the record: the health check of its container (exit code 0 or 1)."""
+
+import sys
+
+from shared import settings as settings_module
+from shared.database import Database, DatabaseUnavailable
+from shared.fleet import Fleet
+from shared.settings import SettingsError
+
+
+def main() -> int:
+    try:
+        settings = settings_module.from_environment()
+        record = Database(settings.database_url.get_secret_value(), connections=1)
+        hosts = {host["name"]: host["status"] for host in Fleet(record).hosts()}
+    except (SettingsError, DatabaseUnavailable) as error:
+        print(error, file=sys.stderr)
+        return 1
+    status = hosts.get(settings.host_name, "not registered")
+    print(f"{settings.host_name} is {status}")
+    return 0 if status in ("ready", "draining") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

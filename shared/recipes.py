@@ -1,0 +1,146 @@
+"""The catalogue of recipes: what can be trained without code, with each recipe's hyperparameters (torch-free)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+
+class UnknownRecipe(KeyError):
+    """Raised when no recipe has this name; the message lists those there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Hyperparameters(BaseModel):
+    """Strict, so that a mistyped value is refused at submit and not read as something else on the GPU host."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    lr: FiniteFloat = Field(default=0.003, gt=0, le=10, description="Peak learning rate of AdamW")
+    weight_decay: FiniteFloat = Field(default=0.01, ge=0, le=10, description="AdamW's decoupled weight decay")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate after the warm-up: falling to zero at the last epoch, or constant"
+    )
+    warmup: FiniteFloat = Field(
+        default=0.05, ge=0, lt=1, description="Part of all steps in which the learning rate rises to its peak"
+    )
+    batch_size: int = Field(default=64, ge=1, le=1_048_576, description="Rows per optimizer step")
+    dropout: FiniteFloat = Field(
+        default=0.1, ge=0, lt=1, description="Part of the last hidden layer dropped in training"
+    )
+    val_fraction: FiniteFloat = Field(
+        default=0.2, gt=0, lt=1, description="Part of the rows kept for validation, where the data brings no such split"
+    )
+
+
+class ImageClassifier(_Hyperparameters):
+    """Hyperparameters of the recipe image-classifier."""
+
+    dataset: Literal["digits", "fashion-mnist", "npz"] = Field(
+        default="digits",
+        description="digits: 1,797 scans of 8x8, always there; fashion-mnist: 70,000 images of 28x28, where its four "
+        "files are; npz: your own images, from data_dir",
+    )
+    data_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Folder on the training host. npz: train.npz and val.npz, or any *.npz, with arrays images "
+        "(N, H, W) or (N, H, W, C) and labels (N,); fashion-mnist: the four idx files, if not in the usual place",
+    )
+    model: Literal["cnn", "mlp"] = Field(default="cnn", description="Convolutional network, or fully connected one")
+    width: int = Field(default=32, ge=1, le=4096, description="Channels of the first layer (mlp: hidden units / 8)")
+    compile: bool = Field(
+        default=False, description="torch.compile on a GPU: half a minute at the start, for long runs; ignored on a CPU"
+    )
+
+    @model_validator(mode="after")
+    def _folder_where_needed(self) -> Self:
+        if self.dataset == "npz" and self.data_dir is None:
+            raise ValueError("dataset npz needs data_dir, a folder on the training host with .npz files")
+        if self.dataset == "digits" and self.data_dir is not None:
+            raise ValueError("data_dir belongs to the datasets npz and fashion-mnist; digits needs none")
+        return self
+
+
+class TabularClassifier(_Hyperparameters):
+    """Hyperparameters of the recipe tabular-classifier."""
+
+    dataset: Literal["breast-cancer", "wine", "csv"] = Field(
+        default="breast-cancer",
+        description="breast-cancer: 569 rows, 2 classes; wine: 178 rows, 3 classes; csv: your own table, from path",
+    )
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="csv: the file on the training host; UTF-8, a header line, numbers and categories, empty = missing",
+    )
+    target: str | None = Field(default=None, min_length=1, max_length=1024, description="csv: the column to predict")
+    hidden: int = Field(default=64, ge=1, le=65_536, description="Units of each hidden layer")
+    layers: int = Field(default=2, ge=0, le=64, description="Hidden layers; 0 is logistic regression")
+    batch_size: int = Field(default=32, ge=1, le=1_048_576, description="Rows per optimizer step")
+
+    @model_validator(mode="after")
+    def _path_and_target_with_csv(self) -> Self:
+        if self.dataset == "csv" and (self.path is None or self.target is None):
+            raise ValueError("dataset csv needs path (a file on the training host) and target (the column to predict)")
+        if self.dataset != "csv" and (self.path is not None or self.target is not None):
+            raise ValueError(f"path and target belong to the dataset csv; {self.dataset} brings its own")
+        return self
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe; its script is `worker/recipes/<name with underscores>.py`."""
+
+    name: str
+    title: str
+    description: str
+    default_epochs: int
+    hyperparameters: type[BaseModel]
+
+    def describe(self) -> dict[str, Any]:
+        """As `GET /recipes` shows it."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "default_epochs": self.default_epochs,
+            "hyperparameters": self.hyperparameters.model_json_schema(),
+        }
+
+
+CATALOGUE = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "image-classifier",
+            "Image classifier",
+            "Trains a small CNN or MLP on handwritten digits, Fashion-MNIST or your own .npz images.",
+            20,
+            ImageClassifier,
+        ),
+        Recipe(
+            "tabular-classifier",
+            "Table classifier",
+            "Trains a small neural network on the breast-cancer or wine data or on any CSV file.",
+            50,
+            TabularClassifier,
+        ),
+    )
+}
+
+
+def get(name: str) -> Recipe:
+    """Raises UnknownRecipe."""
+    if name not in CATALOGUE:
+        raise UnknownRecipe(f"there is no recipe {name!r}; there are {', '.join(CATALOGUE)}")
+    return CATALOGUE[name]
+
+
+def validate(name: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters with defaults filled in. Raises UnknownRecipe, and pydantic.ValidationError naming fields."""
+    return get(name).hyperparameters.model_validate(hyperparameters).model_dump()

@@ -1,0 +1,77 @@
+"""The attempt's socket: where the trainer's ranks report. Packets are checked, strangers are refused."""
+
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from worker.process_tree import is_descendant
+
+MAX_PACKET_BYTES = 64 * 1024
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+
+
+class AttemptSocket:
+    """Listens on a SEQPACKET socket in a folder of its own (0700, short path: an address has at most 107 bytes)."""
+
+    def __init__(self) -> None:
+        parent = tempfile.gettempdir()
+        self._folder = Path(tempfile.mkdtemp(prefix="epochcast-", dir=parent if len(parent) < 60 else "/tmp"))
+        self.path = self._folder / "attempt.sock"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.path))
+        self.listener.listen(64)
+        self.listener.setblocking(False)
+
+    def accept(self, launcher: int) -> socket.socket | None:
+        """The next connection, if its process descends from the attempt's launcher; others are closed."""
+        try:
+            connection, _ = self.listener.accept()
+        except BlockingIOError:
+            return None
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        if not is_descendant(pid, launcher):
+            connection.close()
+            return None
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        return connection
+
+    def close(self) -> None:
+        self.listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def packets(connection: socket.socket, limit: int = 256) -> Iterator[dict[str, Any] | None]:
+    """Up to `limit` packets that wait on a connection; None at its end. What is no JSON object is passed over."""
+    for _ in range(limit):
+        try:
+            data = connection.recv(MAX_PACKET_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            yield None
+            return
+        try:
+            packet = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(packet, dict):
+            yield packet
+
+
+def inside(folder: Path, name: object) -> Path | None:
+    """The regular file `name` directly inside `folder`; None for anything else (a path, a link, nothing there)."""
+    if not isinstance(name, str) or not name or name != os.path.basename(name):
+        return None
+    path = folder / name
+    return path if path.is_file() and not path.is_symlink() else None

@@ -1,0 +1,233 @@
+"""The agent's socket: starts launchers for supervisors, passes word to them, and ends trees whose supervisor is gone.
+
+The second kill switch: should a launcher be frozen or dead, this one ends its tree by the same licence.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from worker.process_tree import (
+    boottime_s,
+    descendants,
+    is_alive,
+    kill_tree,
+    reap_children,
+    send,
+    start_time,
+)
+from worker.unix_address import agent_socket, bind_at
+
+logger = structlog.get_logger(__name__)
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# The launcher ends its tree within milliseconds of losing its supervisor; this is how long it alone is trusted to.
+LAUNCHER_FIRST_S = 0.5
+_MAX_PACKET = 256 * 1024
+
+
+@dataclass(eq=False, slots=True)
+class Ward:
+    """One attempt under guard: its supervisor's connection and its launcher."""
+
+    connection: socket.socket
+    job_id: int = 0
+    launcher: int = 0
+    started: int = 0
+    licence_until: float = float("inf")
+    orphaned_at: float | None = None
+    ordered_killed: bool = False
+    told_gone: bool = False
+
+
+class Guard:
+    """Serves supervisors of this host. Packets are JSON; `start` brings three descriptors (lifeline, stdout, stderr).
+
+    In: `start` (job_id, cwd, env, argv, licence), `adopt` (job_id, launcher, started, licence), `licence`, `kill`.
+    Out: `{"launcher": pid, "started": ticks}` or `{"refused": why}`; later `{"nudge": true}`,
+    `{"drain": true}`, and `{"gone": true}` once the launcher and everything that lost it are gone.
+    """
+
+    def __init__(self, work_dir: Path) -> None:
+        self._path = agent_socket(work_dir)
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        bind_at(self._listener, self._path)
+        self._path.chmod(0o600)
+        self._listener.listen(128)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._wards: list[Ward] = []
+        self._lock = threading.Lock()
+        self._draining = False
+
+    @property
+    def wards(self) -> int:
+        """How many attempts are under guard."""
+        with self._lock:
+            return len(self._wards)
+
+    def run_once(self, timeout_s: float = 0.5) -> None:
+        """Serves what is waiting, then ends what must not go on."""
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._listener:
+                self._accept()
+            else:
+                self._serve(key.data)
+        self._enforce()
+        self._reap()
+
+    def nudge(self, job_id: int) -> None:
+        """A stop was asked for this job: its supervisor looks at once. Callable from any thread."""
+        self._tell({"nudge": True}, job_id)
+
+    def drain(self) -> None:
+        """The worker is shutting down: every supervisor checkpoints and gives its job back."""
+        self._draining = True
+        self._tell({"drain": True}, None)
+
+    def close(self) -> None:
+        self._selector.close()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def _tell(self, packet: dict[str, Any], job_id: int | None) -> None:
+        with self._lock:
+            wards = [ward for ward in self._wards if job_id is None or ward.job_id == job_id]
+        for ward in wards:
+            _send(ward.connection, packet)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ, Ward(connection))
+
+    def _serve(self, ward: Ward) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(ward.connection, _MAX_PACKET, 3)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, descriptors = b"", []
+        try:
+            if packet:
+                self._obey(ward, json.loads(packet), descriptors)
+            else:
+                self._lose_supervisor(ward)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _obey(self, ward: Ward, order: dict[str, Any], descriptors: list[int]) -> None:
+        match order:
+            case {"start": _} if len(descriptors) != 3 or self._draining:
+                reason = "this worker is shutting down" if self._draining else "three descriptors are needed"
+                _send(ward.connection, {"refused": reason})
+            case {"start": request}:
+                self._start(ward, request, descriptors)
+            case {"adopt": request}:
+                self._adopt(ward, request)
+            case {"licence": until} if not ward.ordered_killed:
+                ward.licence_until = max(ward.licence_until, float(until))
+            case {"kill": True}:
+                # The launcher got the same order and is given its moment; a frozen one changes nothing.
+                ward.ordered_killed, ward.licence_until = True, boottime_s()
+
+    def _start(self, ward: Ward, request: dict[str, Any], descriptors: list[int]) -> None:
+        arguments = [*map(str, descriptors), str(request["licence"]), request["cwd"], *request["argv"]]
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker.launcher", *arguments],
+                cwd=CHECKOUT,
+                env=request["env"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                close_fds=True,
+            )
+        except OSError as error:
+            _send(ward.connection, {"refused": f"the launcher could not be started: {error}"})
+            return
+        ward.job_id = int(request["job_id"])
+        process.returncode = 0  # reap_children collects it; Popen must not wait for it as well
+        ward.launcher = process.pid
+        ward.started = start_time(process.pid) or 0
+        ward.licence_until = float(request["licence"])
+        with self._lock:
+            self._wards.append(ward)
+        _send(ward.connection, {"launcher": ward.launcher, "started": ward.started})
+        if self._draining:
+            _send(ward.connection, {"drain": True})
+
+    def _adopt(self, ward: Ward, request: dict[str, Any]) -> None:
+        """A supervisor whose agent died comes to the new one, so that its tree has two kill switches again."""
+        ward.job_id, ward.launcher = int(request["job_id"]), int(request["launcher"])
+        ward.started, ward.licence_until = int(request["started"]), float(request["licence"])
+        with self._lock:
+            self._wards.append(ward)
+        if self._draining:
+            _send(ward.connection, {"drain": True})
+
+    def _lose_supervisor(self, ward: Ward) -> None:
+        self._selector.unregister(ward.connection)
+        ward.connection.close()
+        ward.orphaned_at = boottime_s()
+        if ward.launcher == 0:
+            return
+        if not is_alive(ward.launcher, ward.started):
+            self._forget(ward)
+
+    def _forget(self, ward: Ward) -> None:
+        with self._lock:
+            if ward in self._wards:
+                self._wards.remove(ward)
+
+    def _enforce(self) -> None:
+        now = boottime_s()
+        with self._lock:
+            wards = list(self._wards)
+        for ward in wards:
+            alive = is_alive(ward.launcher, ward.started)
+            if ward.orphaned_at is not None and not alive:
+                self._forget(ward)
+                continue
+            orphaned = ward.orphaned_at is not None and now - ward.orphaned_at > LAUNCHER_FIRST_S
+            # A moment after the launcher's own deadline: it says how the trainer ended, this one only ends it.
+            expired = now > ward.licence_until + LAUNCHER_FIRST_S
+            if alive and (orphaned or expired):
+                logger.warning("agent ends a tree", job_id=ward.job_id, reason="orphaned" if orphaned else "licence")
+                kill_tree(ward.launcher, ward.started)
+
+    def _reap(self) -> None:
+        """Collects ended launchers; any other child of ours lost its launcher and goes with all it started."""
+        reap_children()
+        with self._lock:
+            wards = list(self._wards)
+        launchers = {ward.launcher for ward in wards if is_alive(ward.launcher, ward.started)}
+        kept = launchers | {pid for launcher in launchers for pid in descendants(launcher)}
+        strays = [pid for pid in descendants(os.getpid()) if pid not in kept]
+        for pid in strays:
+            send(pid, signal.SIGKILL)
+        if strays:
+            return
+        for ward in wards:
+            if ward.launcher not in launchers and not ward.told_gone and ward.orphaned_at is None:
+                ward.told_gone = True
+                _send(ward.connection, {"gone": True})
+
+
+def _send(connection: socket.socket, packet: dict[str, Any]) -> None:
+    try:
+        connection.send(json.dumps(packet).encode())
+    except OSError as error:
+        # A supervisor that is gone shows as EOF on its connection; one that is stuck finds the flag in its heartbeat.
+        logger.debug("a supervisor could not be told", error=str(error))

@@ -1,0 +1,261 @@
+"""Trains a small neural network on a table: breast cancer, wine, or any CSV file with a column to predict.
+
+An ordinary training script: `python tabular_classifier.py` runs it on a laptop with the parameters below; inside a job
+epochcast gives the parameters, keeps the checkpoints and shows the reports.
+"""
+
+import csv
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import epochcast
+
+PARAMS = {
+    "dataset": "breast-cancer",
+    "path": None,
+    "target": None,
+    "hidden": 64,
+    "layers": 2,
+    "lr": 0.003,
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "batch_size": 32,
+    "dropout": 0.1,
+    "val_fraction": 0.2,
+}
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+MOST_CATEGORIES = 1000
+
+
+class DataError(ValueError):
+    """Raised when the table can't be trained on; the message names column and line, and the way out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`x`: (N, columns), missing numbers NaN, categories as 0/1 columns; `y`: class of each row; names of both."""
+
+    x: np.ndarray[Any, Any]
+    y: np.ndarray[Any, Any]
+    columns: list[str]
+    classes: list[str]
+
+
+def main() -> None:
+    run = epochcast.init(PARAMS, total_epochs=50)
+    p = run.params
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need on a GPU
+    torch.use_deterministic_algorithms(True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # The whole table stays on the device.
+    table = load_table(p)
+    train_rows, val_rows = split(table, p["val_fraction"], run.seed)
+    x, y = torch.from_numpy(table.x).float().to(device), torch.from_numpy(table.y).to(device)  # (N, columns), (N,)
+    (x, y), (val_x, val_y) = (x[train_rows], y[train_rows]), (x[val_rows], y[val_rows])
+    run.log(f"{p['dataset']}: {len(x):,} training and {len(val_x):,} validation rows of {x.shape[1]} columns "
+            f"in {len(table.classes)} classes")  # fmt: skip
+
+    model = Classifier(p, x, len(table.classes)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
+    steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
+    metrics: dict[str, float] = {}
+    run.state(model=model, optimizer=optimizer, scheduler=scheduler, metrics=metrics)
+    run.resume()
+
+    for epoch in run.epochs():
+        model.train()
+        loss_sum = torch.zeros((), device=device)
+        order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
+        for rows in run.batches(order.split(p["batch_size"])):
+            loss = F.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            loss_sum += loss.detach() * len(rows)  # no .item(): it would wait for the device at every step
+
+        train_loss = float(loss_sum) / len(x)
+        val_loss, val_accuracy = evaluate(model, val_x, val_y)
+        metrics.update(train_loss=train_loss, val_loss=val_loss, val_accuracy=val_accuracy)
+        run.report(epoch=epoch, **metrics, lr=scheduler.get_last_lr()[0])
+        run.log(f"Epoch {epoch}/{run.total_epochs} - Loss: {train_loss:.4f}")
+        run.checkpoint()
+
+    if run.finished:  # a stopped job keeps its checkpoint, not a half-trained model
+        run.save_model(model, metrics, config={"columns": table.columns, "classes": table.classes})
+
+
+def learning_rate(step: int, steps: int, p: dict[str, Any]) -> float:
+    """The factor on the peak: a linear warm-up, then half a cosine down to zero, or constant."""
+    warmup = round(p["warmup"] * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if p["schedule"] == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+class Classifier(nn.Module):
+    """Rows (B, columns) to scores (B, classes). Knows mean and spread of the training rows; a missing value (NaN)
+    counts as the mean, and a second input per column says that it was missing."""
+
+    def __init__(self, p: dict[str, Any], x: Tensor, classes: int) -> None:
+        super().__init__()
+        present = ~x.isnan()
+        count = present.sum(0).clamp_min(1)
+        mean = x.nan_to_num().sum(0) / count
+        spread = (((x - mean).nan_to_num() ** 2).sum(0) / count).sqrt()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean)  # (columns,)
+        self.register_buffer("std", torch.where(spread > 1e-6, spread, 1.0))
+        layers: list[nn.Module] = []
+        width = 2 * x.shape[1]
+        for _ in range(p["layers"]):
+            layers += [nn.Linear(width, p["hidden"]), nn.GELU()]
+            width = p["hidden"]
+        self.layers = nn.Sequential(*layers, nn.Dropout(p["dropout"]), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = torch.cat([((x - self.mean) / self.std).nan_to_num(), x.isnan().float()], dim=1)  # (B, 2 * columns)
+        scores: Tensor = self.layers(inputs)
+        return scores
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy over all of `x`."""
+    model.eval()
+    scores = model(x)
+    return float(F.cross_entropy(scores, y)), float((scores.argmax(1) == y).float().mean())
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+
+def load_table(p: dict[str, Any]) -> Table:
+    if p["dataset"] == "csv":
+        return read_csv(Path(p["path"]), p["target"])
+    from sklearn import datasets
+
+    data = datasets.load_wine() if p["dataset"] == "wine" else datasets.load_breast_cancer()
+    return Table(data.data, data.target, list(data.feature_names), [str(name) for name in data.target_names])
+
+
+def split(table: Table, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers to train on and to validate on, with the classes in proportion."""
+    random = np.random.default_rng(seed)
+    train, val = [], []
+    for label in range(len(table.classes)):
+        rows = random.permutation(np.flatnonzero(table.y == label))
+        val_count = min(round(val_fraction * len(rows)), len(rows) - 1)  # every class keeps a row to train on
+        val.append(rows[:val_count])
+        train.append(rows[val_count:])
+    if not sum(map(len, val)):
+        raise DataError(f"{len(table.y)} rows leave none for validation with val_fraction {val_fraction}; add rows")
+    return torch.from_numpy(np.concatenate(train)), torch.from_numpy(np.concatenate(val))
+
+
+def read_csv(path: Path, target: str) -> Table:
+    header, rows = read_rows(path)
+    if target not in header:
+        raise DataError(f"{path} has no column {target!r} to predict; its columns are {', '.join(header[:50])}")
+    column_of = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    labels = column_of.pop(target)
+    if (missing := next((line for line, label in enumerate(labels, 2) if is_missing(label)), None)) is not None:
+        raise DataError(f"{path}, row {missing}: the column to predict, {target}, is empty; remove the row or fill it")
+    classes = sorted(set(labels))
+    if not 2 <= len(classes) <= min(MOST_CATEGORIES, len(rows) // 2):
+        raise DataError(f"{path}: column {target} has {len(classes)} different values in {len(rows)} rows; to predict "
+                        f"classes takes at least 2, with 2 rows each on average")  # fmt: skip
+
+    blocks, names = [], []
+    for name, values in column_of.items():
+        block, block_names = encode(path, name, values)
+        blocks.append(block)
+        names += block_names
+    if not names:
+        raise DataError(f"{path} has no usable column besides {target}; add columns to predict it from")
+    place_of = {label: place for place, label in enumerate(classes)}
+    return Table(np.concatenate(blocks, axis=1), np.array([place_of[label] for label in labels]), names, classes)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = []
+            for row in reader:
+                if len(row) not in (0, len(header)):
+                    raise DataError(f"{path}, line {reader.line_num} has {len(row)} fields, the header {len(header)}; "
+                                    "make them equal, or quote what holds a comma")  # fmt: skip
+                if row:
+                    rows.append([value.strip() for value in row])
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be read on this host: {error.strerror}; path must name a CSV file there"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; correct the quoting") from error
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{path} has several columns named {', '.join(twice)}; rename all but one")
+    if not rows:
+        raise DataError(f"{path} has no rows; it needs a header line and rows below it")
+    return header, rows
+
+
+def encode(path: Path, name: str, values: list[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """A column of numbers as it is; one of categories as a 0/1 column each; one that only numbers the rows as none."""
+    known = [value for value in values if not is_missing(value)]
+    numbers = [number(value) for value in known]
+    if known and None not in numbers:
+        if not all(math.isfinite(value) for value in numbers if value is not None):
+            line = next(line for line, value in enumerate(values, 2) if not math.isfinite(number(value) or 0.0))
+            raise DataError(f"{path}, row {line}: column {name} is {values[line - 2]}; leave it empty if it is unknown")
+        column = [math.nan if is_missing(value) else float(value) for value in values]
+        return np.array(column)[:, None], [name]
+
+    categories = sorted(set(known))
+    stray = [(line, value) for line, value in enumerate(values, 2) if not is_missing(value) and number(value) is None]
+    if 0 < len(stray) <= len(known) * 0.05 and len(known) >= 20:
+        line, value = stray[0]
+        raise DataError(f"{path}, row {line}: {value!r} stands in column {name}, where nearly all are numbers; "
+                        "correct it, or leave it empty if it is unknown")  # fmt: skip
+    if len(categories) > max(20, len(known) // 2) or len(categories) < 2:
+        return np.empty(
+            (len(values), 0)
+        ), []  # a name or an id for each row, or nothing at all: no way to learn from it
+    if len(categories) > MOST_CATEGORIES:
+        raise DataError(f"{path}: column {name} has {len(categories)} categories; at most {MOST_CATEGORIES} are taken: "
+                        "remove it or merge some")  # fmt: skip
+    one_hot = np.array(values)[:, None] == np.array(categories)[None, :]
+    return one_hot.astype(np.float64), [f"{name}={category}" for category in categories]
+
+
+def is_missing(value: str) -> bool:
+    return value.lower() in MISSING
+
+
+def number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

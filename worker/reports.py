@@ -1,0 +1,114 @@
+"""The trainer's packets, checked: a trainer is a user's code, and nothing it sends is trusted."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from epochcast.jobs import JobError, Metrics
+from worker.attempt_socket import inside
+from worker.lines import Level
+
+MAX_METRICS = 1000
+
+
+class _Packet(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    rank: int = 0
+
+
+class Report(_Packet):
+    epoch: int = Field(ge=0, le=2**53)
+    step: int | None = Field(default=None, ge=0, le=2**53)
+    metrics: Metrics = Field(max_length=MAX_METRICS)
+    non_finite: list[str] = Field(default_factory=list, max_length=MAX_METRICS)
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: Metrics) -> Metrics:
+        return {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+
+
+class SavedFile(_Packet):
+    """A checkpoint or a model in the attempt's output folder."""
+
+    file: str
+    epoch: int | None = None
+    step: int | None = None
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    metrics: Metrics = Field(default_factory=dict, max_length=MAX_METRICS)
+    non_finite: list[str] = Field(default_factory=list)
+
+    def path(self, folder: Path) -> Path | None:
+        return inside(folder, self.file)
+
+
+class LogLine(_Packet):
+    level: Level = "INFO"
+    message: str
+
+
+class Resumed(_Packet):
+    epoch: int | None = None
+    step: int | None = None
+    unreadable: list[str] = Field(default_factory=list)
+
+
+class EpochEnded(_Packet):
+    """The epoch's loop body is over: its reports can become its event."""
+
+    epoch: int
+
+
+class Failure(_Packet):
+    error: JobError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    saved: SavedFile
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSaved:
+    saved: SavedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A packet that is not one of ours; `why` goes into the job's log."""
+
+    why: str
+
+
+Message = Report | Checkpointed | ModelSaved | LogLine | Resumed | EpochEnded | Failure | Unreadable
+
+
+def read(packet: dict[str, Any]) -> Message:
+    """The packet as one of the messages above."""
+    try:
+        match packet.get("type"):
+            case "report":
+                return Report.model_validate(packet)
+            case "checkpoint":
+                return Checkpointed(SavedFile.model_validate(packet))
+            case "model":
+                return ModelSaved(SavedFile.model_validate(packet))
+            case "log":
+                return LogLine.model_validate(packet)
+            case "resumed":
+                return Resumed.model_validate(packet)
+            case "epoch":
+                return EpochEnded.model_validate(packet)
+            case "failure":
+                return Failure.model_validate(packet)
+            case other:
+                return Unreadable(f"a packet of unknown type {other!r} was passed over")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return Unreadable(f"a {packet.get('type')} packet was passed over: {place}: {first['msg']}")

@@ -1,0 +1,119 @@
+"""An attempt's folder on the host: where the trainer works, what it is told, and what is fetched for it."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from epochcast.jobs import TrainingJob
+from shared.artifacts import ArtifactStore, ArtifactsUnavailable, sha256_of
+from shared.attempt import Claim
+from shared.settings import Settings
+
+# What a trainer's environment is made of: names a training script has a use for, and nothing of the platform's own.
+ALLOWED = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+ALLOWED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "HF_", "TRITON_", "XDG_CACHE_")
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """`root` holds `work` (the trainer's working directory), `out` (its checkpoints and models) and our own files."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.log"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def make_workspace(settings: Settings, claim: Claim) -> Workspace:
+    """A fresh folder for this generation. Raises OSError (disk full, not writable)."""
+    job = claim.job
+    workspace = Workspace(settings.work_dir / "jobs" / f"{job.job_id}" / f"{job.generation}")
+    for folder in (workspace.work, workspace.out, workspace.root / "resume"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return workspace
+
+
+def fetch_checkpoints(
+    workspace: Workspace, claim: Claim, store: ArtifactStore
+) -> tuple[list[dict[str, object]], list[str]]:
+    """Brings committed checkpoints to local disk, newest first, until one is whole.
+
+    Older ones follow it only when it is damaged here; the trainer gets the rest of the list for damage that only
+    reading shows. Returns what the trainer is told, and a line for each that could not be used.
+    """
+    found: list[dict[str, object]] = []
+    complaints = []
+    for checkpoint in claim.checkpoints:
+        path = workspace.root / "resume" / checkpoint.key.rsplit("/", 1)[-1]
+        try:
+            store.get(checkpoint.key, path)
+        except ArtifactsUnavailable as error:
+            complaints.append(f"checkpoint of epoch {checkpoint.epoch} could not be fetched: {error}")
+            continue
+        if sha256_of(path) != checkpoint.sha256:
+            complaints.append(f"checkpoint of epoch {checkpoint.epoch} is damaged: its SHA-256 differs")
+            path.unlink()
+            continue
+        found.append({"file": str(path), "epoch": checkpoint.epoch, "step": checkpoint.step})
+        if len(found) == 2:
+            break
+    return found, complaints
+
+
+def write_job_file(workspace: Workspace, job: TrainingJob, checkpoints: list[dict[str, object]]) -> Path:
+    """What the trainer is told, as JSON (`EPOCHCAST_JOB`)."""
+    path = workspace.root / "job.json"
+    told = {
+        "job_id": job.job_id,
+        "attempt": job.attempt,
+        "name": job.name,
+        "recipe": job.spec.recipe,
+        "params": job.spec.hyperparameters,
+        "total_epochs": job.total_epochs,
+        "seed": job.spec.seed,
+        "threads": job.spec.threads,
+        "checkpoints": checkpoints,
+        "out_dir": str(workspace.out),
+    }
+    path.write_text(json.dumps(told))
+    return path
+
+
+def trainer_environment(claim: Claim, socket_path: Path, job_file: Path, checkout: Path) -> dict[str, str]:
+    """The allow-listed environment of the trainer: no credential of the platform is in it."""
+    kept = {name: value for name, value in os.environ.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": ",".join(claim.gpus),
+        "EPOCHCAST_JOB": str(job_file),
+        "EPOCHCAST_SOCKET": str(socket_path),
+        "OMP_NUM_THREADS": str(claim.job.spec.threads or 1),
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": str(checkout),
+        "PYTHONUNBUFFERED": "1",
+        # Asks NVML whether there are GPUs: the CUDA runtime would be initialised in a process that may still fork.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # cuBLAS computes the same bits twice only with a fixed workspace (its documentation, "Results reproducibility").
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
