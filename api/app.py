@@ -12,7 +12,7 @@ from redis.retry import Retry
 from starlette.middleware.cors import CORSMiddleware
 
 import epochcast
-from api import page, problems
+from api import page, problems, stream
 from api.auth import Authenticator
 from api.gate import Gate
 from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
@@ -45,8 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.authenticator = Authenticator(settings)
     app.state.telemetry = Telemetry()
-    for routes in (jobs, history, models, recipes, hosts):
+    # History first: /training-jobs/metrics is no job.
+    for routes in (history, jobs, models, recipes, hosts):
         app.include_router(routes.router, prefix=API)
+    app.include_router(stream.router, prefix=API)
     app.include_router(health.router)
     app.include_router(page.router)
     _install_middleware(app, settings)
@@ -83,7 +85,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         telemetry=app.state.telemetry,
     )
     app.state.gateway = gateway
-    gateway.dispatcher.start()
+    # The sockets know only the relay.
+    app.state.relay = gateway.relay
+    gateway.start()
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import redis.asyncio
@@ -61,10 +61,6 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._heard_at = 0.0
 
-    @property
-    def is_connected(self) -> bool:
-        return self._connection is not None
-
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="feed")
 
@@ -79,11 +75,12 @@ class Feed:
         self._wanted[channel] = "PSUBSCRIBE" if is_pattern else "SUBSCRIBE"
         if channel in self._confirmed:
             return True
+        if self._connection is None:
+            return False
         waiting = self._waiting.get(channel)
         if waiting is None:
             waiting = self._waiting[channel] = asyncio.get_running_loop().create_future()
-            if not await self._send(self._wanted[channel], [channel]):
-                return False
+            await self._send(self._wanted[channel], channel)
         try:
             # Shielded: others wait for the same confirmation.
             await asyncio.wait_for(asyncio.shield(waiting), self._limits.redis_patience_s)
@@ -95,21 +92,21 @@ class Feed:
         verb = self._wanted.pop(channel, None)
         self._confirmed.discard(channel)
         if verb is not None:
-            await self._send("P" * verb.startswith("P") + "UNSUBSCRIBE", [channel])
+            await self._send("PUNSUBSCRIBE" if verb == "PSUBSCRIBE" else "UNSUBSCRIBE", channel)
 
-    async def _send(self, verb: str, channels: Iterable[bytes]) -> bool:
+    async def _send(self, verb: str, channel: bytes) -> None:
         if self._connection is None:
-            return False
+            return
         try:
-            await self._connection.send_command(verb, *channels)
-        except (RedisError, OSError):
-            return False  # the reader sees the same break and reconnects
-        return True
+            await self._connection.send_command(verb, channel)
+        except (RedisError, OSError) as error:
+            # The reader sees the same break, and everything that is wanted is subscribed again.
+            logger.info("feed: not sent", verb=verb, error=str(error))
 
     async def _run(self) -> None:
         failures = 0
         while True:
-            connection = self._pool.make_connection()
+            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()
                 failures = 0

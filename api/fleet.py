@@ -1,13 +1,14 @@
 """The fleet's socket: messages of all jobs that a token may see, without log lines, for dashboards."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from api.closes import UNAVAILABLE, Close, Refused
 from api.history import History, in_thread, just_before
 from api.peer import Send
 from api.standing import standings
 from api.subscriber import Frame, Outbox
-from epochcast.events import EventId, Progress, encode
+from epochcast.events import BEFORE_ALL, EventId, encode
 from epochcast.jobs import Status, TrainingJob
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
@@ -25,23 +26,32 @@ class FleetSubscriber:
         self.visible_to = visible_to
         self.outbox = outbox
         self.known: dict[int, EventId] = {}
+        self.followed: set[int] = set()
+        """Jobs of which a live event came: from then on a hole can be seen."""
+        self.holes: set[int] = set()
         self.is_behind = True
 
     def offer(self, job_id: int, entry: Entry, text: str) -> None:
         if self.visible_to is not None and entry.owner != self.visible_to:
             return
-        before = self.known.get(job_id)
-        if before is not None:
-            if entry.id <= before:
-                return
-            if entry.gap or entry.prev > before:
-                self.fall_behind()
+        before = self.known.get(job_id, BEFORE_ALL)
+        if entry.id <= before:
+            return
+        if entry.gap or (job_id in self.followed and entry.prev > before):
+            self.holes.add(job_id)
+            self.fall_behind()
+        self.known[job_id] = entry.id
+        self.followed.add(job_id)
         if entry.is_terminal:
-            self.known.pop(job_id, None)
-        else:
-            self.known[job_id] = entry.id
+            self.forget(job_id)
         if entry.type != "log":
             self.outbox.put(Frame(text))
+
+    def forget(self, job_id: int) -> None:
+        """The job has ended. A late repeat of its end is taken for news, rather than remembering every job for ever."""
+        del self.known[job_id]
+        self.followed.discard(job_id)
+        self.holes.discard(job_id)
 
     def fall_behind(self) -> None:
         """Something may have been missed: compare with the record."""
@@ -83,6 +93,8 @@ class FleetDelivery:
             active = await in_thread(self._active)
             for item in active:
                 await self._send_state(item)
+            while self._subscriber.holes:
+                await self._fill(self._subscriber.holes.pop())
             await self._send_ends({item.job.job_id for item in active})
         except DatabaseUnavailable:
             if self._is_first:
@@ -95,7 +107,7 @@ class FleetDelivery:
         if before is not None and item.last <= before:
             return
         self._subscriber.known[item.job.job_id] = item.last
-        message: Progress = progress_message(item.job)
+        message = progress_message(item.job)
         if not self._is_first:
             message = message.model_copy(update={"resync": True})
         await self._send(encode(message).decode())
@@ -105,11 +117,16 @@ class FleetDelivery:
         unsure = [job_id for job_id in self._subscriber.known if job_id not in active]
         for start in range(0, len(unsure), _MOST_IDS):
             some = unsure[start : start + _MOST_IDS]
-            record = await in_thread(lambda some=some: standings(self._queries.database, some))
+            record = await in_thread(partial(standings, self._queries.database, some))
             for job_id, standing in record.items():
                 if standing.is_terminal and job_id in self._subscriber.known:
-                    del self._subscriber.known[job_id]
+                    self._subscriber.forget(job_id)
                     await self._send_end(job_id, standing.last)
+
+    async def _fill(self, job_id: int) -> None:
+        state = await self._history.state(job_id)
+        if state is not None and not state[0].status.is_terminal:
+            await self._send(encode(state[0].model_copy(update={"resync": True})).decode())
 
     async def _send_end(self, job_id: int, last: EventId) -> None:
         stored = await in_thread(lambda: self._queries.archived(job_id, just_before(last), 1))

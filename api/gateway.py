@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from api.auth import visible_to
 from api.history import History
 from api.owners import Owners
+from api.relay import Relay
 from api.telemetry import Telemetry
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable
 from shared.database import Database, DatabaseUnavailable
@@ -50,6 +51,7 @@ class Gateway:
         self.fleet = Fleet(self.database)
         self.reader = EventReader(self.redis)
         self.history = History(self.redis, self.store, self.queries)
+        self.relay = Relay(self.settings, self.store, self.queries, self.redis)
         # As many threads as connections: a request waits for a thread here, or not at all.
         self._limiter = anyio.CapacityLimiter(SQL_CONNECTIONS)
 
@@ -81,7 +83,12 @@ class Gateway:
             self.owners.remember(job_id, owner)
         self.owners.check(job_id, owner, visible_to(identity))
 
+    def start(self) -> None:
+        self.relay.start()
+        self.dispatcher.start()
+
     async def close(self) -> None:
+        await self.relay.stop()
         await anyio.to_thread.run_sync(self.dispatcher.stop)
         await self.redis.aclose()
         self.database.close()

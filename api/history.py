@@ -133,7 +133,8 @@ class History:
 
     async def state(self, job_id: int, record: TrainingJob | None = None) -> tuple[Progress, bytes] | None:
         """The job's state now with the bytes of its message: the newer of Redis' and the record's. None: neither."""
-        found = [message for message in (await self._published(job_id), await self._recorded(job_id, record)) if message]
+        both = (await self._published(job_id), await self._recorded(job_id, record))
+        found = [message for message in both if message is not None]
         # Between equals the first: its bytes are the worker's own.
         return max(found, key=lambda message: EventId.parse(message[0].id), default=None)
 
@@ -150,8 +151,9 @@ class History:
 
     async def _recorded(self, job_id: int, record: TrainingJob | None) -> tuple[Progress, bytes] | None:
         try:
-            job = record or await in_thread(lambda: self._store.get(job_id))
+            if record is None:
+                record = await in_thread(lambda: self._store.get(job_id))
         except DatabaseUnavailable:
             return None
-        message = progress_message(job)
+        message = progress_message(record)
         return message, encode(message)

@@ -28,6 +28,4 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(
-            connections_per_job=settings.ws_max_connections_per_job, idle_timeout_s=settings.ws_idle_timeout_s
-        )
+        return cls(connections_per_job=settings.ws_max_connections_per_job, idle_timeout_s=settings.ws_idle_timeout_s)

@@ -60,7 +60,7 @@ def _formatter(process: str, shared: list[structlog.typing.Processor]) -> loggin
         return redact(_line(event))
 
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        foreign_pre_chain=shared,
         processors=[
             name_process,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,

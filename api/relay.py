@@ -1,8 +1,8 @@
 """Turns event logs into messages for subscribers: one Redis subscription per process, fanned out to all of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import redis.asyncio
 import structlog
@@ -44,6 +44,7 @@ class Relay:
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits or Limits.of(settings)
+        self._store = store
         self._queries = queries
         self._history = History(client, store, queries)
         self._slots = Slots(client, self.limits)
@@ -81,6 +82,10 @@ class Relay:
 
     # --- one socket
 
+    async def find(self, job_id: int, visible_to: str | None) -> TrainingJob:
+        """The job as the record has it. Raises JobNotFound, DatabaseUnavailable."""
+        return await in_thread(lambda: self._store.get(job_id, visible_to))
+
     async def follow(self, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
         """Sends a job's messages until they end. Raises Refused when all places are taken."""
         slot = await self._slots.acquire(record.job_id)
@@ -105,8 +110,8 @@ class Relay:
             if not self._fleet:
                 await self._feed.unsubscribe(_PATTERN)
 
-    @asynccontextmanager
-    async def watched(self, peer: Peer) -> AsyncIterator[None]:
+    @contextmanager
+    def watched(self, peer: Peer) -> Iterator[None]:
         """Checks the peer's time-outs meanwhile."""
         self._peers.add(peer)
         try:
@@ -165,8 +170,10 @@ class Relay:
     async def _drop_empty_channels(self) -> None:
         before = asyncio.get_running_loop().time() - self.limits.linger_s
         for job_id in [job_id for job_id, since in self._empty_since.items() if since <= before]:
-            del self._empty_since[job_id], self._channels[job_id]
-            await self._feed.unsubscribe(feed_channel(job_id).encode())
+            # A subscriber may have come while another channel was dropped.
+            if self._empty_since.pop(job_id, None) is not None:
+                del self._channels[job_id]
+                await self._feed.unsubscribe(feed_channel(job_id).encode())
 
     async def _keep_reconciling(self) -> None:
         """Messages can be lost without a break that anybody sees, and a terminal event may never be written."""

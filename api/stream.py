@@ -22,18 +22,16 @@ from api.closes import (
     Close,
     Refused,
 )
-from api.history import in_thread
 from api.peer import Peer
 from api.relay import Relay
 from epochcast.events import EventId
 from epochcast.jobs import MAX_JOB_ID, TrainingJob
 from shared.database import DatabaseUnavailable
 from shared.errors import JobNotFound
-from shared.store import Store
 from shared.tokens import ExpiredToken, Identity, KeysUnavailable, TokenError
 
 logger = structlog.get_logger(__name__)
-router = APIRouter(prefix="/api/v1/training-jobs")
+router = APIRouter(prefix="/training-jobs")
 
 SCOPE = "jobs:read"
 _JOB_ID = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
@@ -46,7 +44,8 @@ async def follow_fleet(websocket: WebSocket) -> None:
     try:
         identity = await _identify(websocket)
     except Refused as refused:
-        return await _close(websocket, refused.close)
+        await _close(websocket, refused.close)
+        return
     relay, peer = _relay(websocket), _peer(websocket, identity)
     await _converse(websocket, relay, peer, relay.follow_fleet(peer, visible_to(identity)))
 
@@ -63,7 +62,8 @@ async def follow_job(websocket: WebSocket, job_id: str) -> None:
         record = await _find(websocket, job_id, identity)
         after = _cursor(websocket)
     except Refused as refused:
-        return await _close(websocket, refused.close)
+        await _close(websocket, refused.close)
+        return
     relay, peer = _relay(websocket), _peer(websocket, identity)
     await _converse(websocket, relay, peer, relay.follow(peer, record, after))
 
@@ -94,9 +94,8 @@ async def _identify(websocket: WebSocket) -> Identity:
 async def _find(websocket: WebSocket, job_id: str, identity: Identity) -> TrainingJob:
     if _JOB_ID.fullmatch(job_id) is None or int(job_id) > MAX_JOB_ID:
         raise Refused(JOB_NOT_FOUND)
-    store: Store = websocket.app.state.store
     try:
-        return await in_thread(lambda: store.get(int(job_id), visible_to(identity)))
+        return await _relay(websocket).find(int(job_id), visible_to(identity))
     except JobNotFound:
         raise Refused(JOB_NOT_FOUND) from None
     except DatabaseUnavailable as error:
@@ -125,16 +124,17 @@ async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Corout
     """Sends and listens until one of the two, or a time-out, ends the conversation."""
     halves = [asyncio.create_task(_speak(peer, work)), asyncio.create_task(_listen(websocket, peer))]
     try:
-        async with relay.watched(peer):
+        with relay.watched(peer):
             close = await peer.ended()
+        for half in halves:
+            half.cancel()
+        # Before the wait below: giving the place back may take Redis a moment.
+        if close is not None:
+            await _close(websocket, close)
     finally:
         for half in halves:
             half.cancel()
-        # Giving the place back may take Redis a moment; the peer learns of its end before that.
-        cleaning = asyncio.gather(*halves, return_exceptions=True)
-    if close is not None:
-        await _close(websocket, close)
-    await cleaning
+        await asyncio.gather(*halves, return_exceptions=True)
 
 
 async def _speak(peer: Peer, work: Coroutine[Any, Any, Close]) -> None:
@@ -153,9 +153,10 @@ async def _listen(websocket: WebSocket, peer: Peer) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
-            return peer.end(None)
+            peer.end(None)
+            return
         if message.get("bytes") is not None:
-            return peer.end(TEXT_ONLY)
+            peer.end(TEXT_ONLY)
         peer.heard()
 
 

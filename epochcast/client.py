@@ -178,8 +178,7 @@ class AsyncClient:
 
 def _items(answer: Any) -> list[Any]:
     with understood("list"):
-        items: list[Any] = answer["items"]
-    return items
+        return [*answer["items"]]
 
 
 class Client:

@@ -39,8 +39,10 @@ class Problem:
     errors: list[Any] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """What a person reads: the detail (else the title), then one line per wrong field."""
-        return [self.detail or self.title, *(f"  {_field_error(error)}" for error in self.errors)]
+        """What a person reads: the detail (else the title), then one line for each wrong field it doesn't name."""
+        head = self.detail or self.title
+        fields = [_field_error(error) for error in self.errors]
+        return [head, *(f"  {line}" for line in fields if line not in head)]
 
 
 class Refused(EpochcastError):
@@ -74,11 +76,5 @@ def refusal(problem: Problem) -> Refused:
 
 
 def _field_error(error: Any) -> str:
-    """`hyperparameters.lr: must be greater than 0`, from any of the shapes in use."""
-    if not isinstance(error, dict):
-        return str(error)
-    place = error.get("field") or error.get("loc") or error.get("pointer") or ""
-    if isinstance(place, list):
-        place = ".".join(str(part) for part in place)
-    message = error.get("message") or error.get("msg") or error.get("detail") or ""
-    return f"{place}: {message}" if place else str(message)
+    """`hyperparameters.lr: must be greater than 0`."""
+    return f"{error.get('field')}: {error.get('message')}" if isinstance(error, dict) else str(error)

@@ -58,7 +58,14 @@ async def _news(transport: Transport, job_id: int, place: Place, pace: Pace) -> 
     job = _job(await transport.json("GET", path, query=wait, timeout_s=pace.long_poll_s + 15.0))
     answer = await transport.json("GET", f"{path}/events", query={"after": str(place.after)})
     with understood("events"):
-        return job, _EVENTS.validate_python(answer["items"])
+        events = _EVENTS.validate_python(answer["items"])
+    return job, [_hole(job, place.after), *events] if answer.get("resync") else events
+
+
+def _hole(job: TrainingJob, after: EventId) -> Progress:
+    """Says that messages after `after` are gone for ever, as the socket says it."""
+    state = job.model_dump(include=Progress.model_fields.keys() - {"id"})
+    return Progress.model_validate({**state, "id": str(after), "resync": True})
 
 
 def _job(content: object) -> TrainingJob:

@@ -77,12 +77,11 @@ def check_tokens(settings: Settings) -> Finding:
 def check_sql(settings: Settings) -> Finding:
     """Reachable, and migrated to what this version's code expects."""
     head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-    url = sa.make_url(settings.database_url.get_secret_value())
-    if url.get_backend_name() == "sqlite" and not os.path.exists(url.database or ""):
-        return Finding(
-            "sql", False, f"{url.database} does not exist", "correct EPOCHCAST_DATABASE_URL, or migrate: " + _MIGRATE
-        )
     try:
+        url = sa.make_url(settings.database_url.get_secret_value())
+        if url.get_backend_name() == "sqlite" and not os.path.exists(url.database or ""):
+            way_out = f"correct EPOCHCAST_DATABASE_URL, or {_MIGRATE}"
+            return Finding("sql", False, f"{url.database} does not exist", way_out)
         record = Database(url.render_as_string(hide_password=False), connections=1)
         with record.read() as connection:
             revision = MigrationContext.configure(connection).get_current_revision()

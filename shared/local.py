@@ -104,6 +104,7 @@ def _slots(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    os.umask(0o077)  # a data folder that was there before may be open to others; what we put into it is not
     processes.hide_memory()
     processes.adopt_orphans()
     if options.temporary:

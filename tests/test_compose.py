@@ -7,7 +7,6 @@ from typing import Any
 
 import podman_compose
 import pytest
-import yaml
 
 from shared.settings import Settings
 
@@ -21,10 +20,8 @@ def parsed(*files: str, environment: dict[str, str] | None = None) -> dict[str, 
     """The files merged, with variables filled in and short forms written out."""
     merged: dict[str, Any] = {}
     for file in files:
-        content = podman_compose.normalize(yaml.safe_load((CHECKOUT / file).read_text()))
-        podman_compose.rec_merge(
-            merged, podman_compose.rec_subs(content, SECRETS if environment is None else environment)
-        )
+        content = podman_compose.normalize(podman_compose.load_yaml_or_die(file, (CHECKOUT / file).read_text()))
+        podman_compose.rec_merge(merged, podman_compose.rec_subs(content, environment or SECRETS))
     return dict(podman_compose.normalize_final(merged, str(CHECKOUT)))
 
 
@@ -62,7 +59,7 @@ def test_every_lasting_service_has_a_health_check_and_comes_back(services: dict[
 
 @pytest.mark.parametrize("missing", sorted(SECRETS))
 def test_without_a_secret_nothing_starts(missing: str) -> None:
-    with pytest.raises(RuntimeError, match=missing):
+    with pytest.raises(ValueError, match=missing):
         parsed(FILES[0], environment={name: value for name, value in SECRETS.items() if name != missing})
 
 

@@ -194,7 +194,7 @@ def _gpu_states() -> list[GpuState]:
             name=gpu.name,
             total_bytes=gpu.total_bytes,
             used_bytes=gpu.used_bytes,
-            utilisation=gpu.utilisation,
+            utilisation=None if gpu.utilisation is None else round(gpu.utilisation),
         )
         for gpu in gpus.list_gpus()
     ]

@@ -85,7 +85,11 @@ class AgentKeeper:
 def make_worker_app(settings: Settings, keeper: AgentKeeper) -> tuple[Celery, int]:
     """The Celery application of this host and its number of pool processes."""
     app = make_app(settings.broker_url.get_secret_value(), publisher=False)
-    app.task(name=TRAIN, ignore_result=True, shared=False)(lambda job_id: train(settings, int(job_id)))
+
+    @app.task(name=TRAIN, ignore_result=True, shared=False)  # type: ignore[untyped-decorator]
+    def run(job_id: int) -> None:
+        train(settings, job_id)
+
     app.steps["consumer"].add(_keeping(keeper))
     signals.worker_shutting_down.connect(lambda **_: keeper.drain(), weak=False)
     signals.worker_process_init.connect(_prepare_process, weak=False)

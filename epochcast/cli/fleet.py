@@ -37,7 +37,7 @@ def _summary(recipe: dict[str, Any]) -> object:
 
 def _show_recipe(recipe: dict[str, Any]) -> None:
     print(f"{plain(recipe.get('name'))}: {plain(_summary(recipe) or '')}\n")
-    schema = recipe.get("hyperparameters") or recipe.get("schema") or {}
+    schema = recipe.get("hyperparameters") or {}
     properties = schema.get("properties", {})
     print_table(
         ("parameter", "type", "default", "what it is"),

@@ -157,7 +157,7 @@ def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json 
 def _attempt_row(attempt: dict[str, Any]) -> list[object]:
     gpus = attempt.get("gpus") or []
     return [
-        attempt.get("attempt", attempt.get("number")),
+        attempt.get("number"),
         attempt.get("host"),
         ", ".join(str(gpu) for gpu in gpus) or None,
         attempt.get("started_at"),

@@ -118,7 +118,9 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
             ("recipe", spec.get("recipe")),
             ("hyperparameters", typed(spec.get("hyperparameters") or {})),
             ("epochs", spec.get("total_epochs")),
-            *((name, value) for name, value in plan.items() if name != "spec" and not isinstance(value, dict)),
+            ("hosts", ", ".join(plan.get("hosts_that_fit") or []) or "none fits now"),
+            ("in queue", plan.get("queue_position")),
+            ("waits for", plan.get("pending_reason")),
         ]
     )
     print("nothing was submitted; leave --dry-run out to do it")

@@ -54,6 +54,7 @@ class ScriptedGateway:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.heard_three = asyncio.Event()
         server: Server
         async with serve(self._play, "127.0.0.1", 0, process_request=self._answer, ping_interval=None) as server:
             self.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
@@ -72,23 +73,25 @@ class ScriptedGateway:
     async def _read(self, socket: ServerConnection) -> None:
         async for text in socket:
             self.texts.append(text)
+            if len(self.texts) >= 3:
+                self.heard_three.set()
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             self.handshakes.append(request)
             if self.refusals:
                 status, headers = self.refusals.pop(0)
-                response = connection.respond(HTTPStatus(status), "not now")
-                response.headers.update(headers)
-                return response
+                refusal = connection.respond(HTTPStatus(status), "not now")
+                refusal.headers.update(headers)
+                return refusal
             return None
         self.gets.append(request.path)
         answers = self.pages.get(urlsplit(request.path).path, [404])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         status, content = (answer, _problem(answer)) if isinstance(answer, int) else (200, answer)
         body = orjson.dumps(content)
-        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
-        return Response(status, HTTPStatus(status).phrase, headers, body)
+        fields = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
+        return Response(status, HTTPStatus(status).phrase, fields, body)
 
 
 def _problem(status: int) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def message(seq: int, kind: str = "progress", *, generation: int = 1, **fields: 
         "total_epochs": 10,
         "timestamp": "2025-01-07T10:15:00Z",
     }
-    extra: dict[str, Any] = {
+    extras: dict[str, dict[str, Any]] = {
         "progress": {"current_loss": 1 / (seq + 1)},
         "log": {"message": f"line {seq}", "level": "INFO"},
         "complete": {"status": "succeeded", "progress": 1.0, "model_id": 7, "final_metrics": {"val_loss": 0.1}},
@@ -120,8 +123,8 @@ def message(seq: int, kind: str = "progress", *, generation: int = 1, **fields: 
             "error_message": "CUDA out of memory",
             "error": {"type": "cuda_oom", "message": "CUDA out of memory"},
         },
-    }[kind]
-    return {**common, **extra, **fields}
+    }
+    return {**common, **extras[kind], **fields}
 
 
 def job(status: str = "running", **fields: Any) -> dict[str, Any]:

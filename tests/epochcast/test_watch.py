@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -159,9 +158,7 @@ def test_a_resync_is_told_once_and_what_is_known_is_not_repeated() -> None:
 def test_text_pings_keep_a_quiet_socket_open() -> None:
     async def until_pinged(connection: Any) -> None:
         await connection.send(orjson.dumps(message(1)).decode())
-        deadline = time.monotonic() + 10
-        while len(gateway.texts) < 3 and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(gateway.heard_three.wait(), 10)
         await connection.send(orjson.dumps(message(2, "complete")).decode())
         await connection.close(1000)
 
@@ -180,7 +177,7 @@ def test_a_busy_proxy_is_retried_no_sooner_than_it_asks() -> None:
 
 @pytest.mark.parametrize("status", [200, 400, 404, 426])
 def test_where_websocket_cannot_be_had_the_job_is_polled_with_the_same_messages(status: int) -> None:
-    pages = {
+    pages: dict[str, list[Any]] = {
         JOB: [job(), job(), job("succeeded", last_event_id="1-4", model_id=7)],
         f"{JOB}/events": [
             {"items": [message(2), message(3, "log")]},
@@ -207,7 +204,7 @@ def test_a_proxy_that_only_cuts_handshakes_leads_to_polling_after_some_tries() -
 
 
 def test_polling_survives_a_server_that_is_away_for_a_while() -> None:
-    pages = {
+    pages: dict[str, list[Any]] = {
         JOB: [job(), 503, 503, 503, 503, job("succeeded", last_event_id="1-2")],
         f"{JOB}/events": [{"items": [message(2, "complete")]}],
     }
@@ -215,6 +212,18 @@ def test_polling_survives_a_server_that_is_away_for_a_while() -> None:
         notices: list[Notice] = []
         assert ids(watched(gateway.url, notices=notices)) == ["1-1", "1-2"]
     assert [type(notice) for notice in notices] == [Polling, Reconnecting, Connected]
+
+
+def test_polling_says_when_history_is_gone() -> None:
+    pages: dict[str, list[Any]] = {
+        JOB: [job("succeeded", last_event_id="1-9")],
+        f"{JOB}/events": [{"items": [message(8), message(9, "complete")], "resync": True}],
+    }
+    with ScriptedGateway(refusals=[(404, {})], pages=pages) as gateway:
+        messages = watched(gateway.url, after="1-2")
+    assert ids(messages) == ["1-2", "1-8", "1-9"]
+    assert isinstance(messages[0], Progress)
+    assert messages[0].resync
 
 
 def test_polling_an_unknown_job_is_the_server_saying_no() -> None:

@@ -55,12 +55,14 @@ def main() -> None:
     run.log(f"{p['dataset']}: {len(x):,} training and {len(val_images):,} validation images of {list(x.shape[1:])} "
             f"in {len(classes)} classes, on {torch.cuda.get_device_name() if on_gpu else 'CPU'}")  # fmt: skip
 
-    model = Classifier(p, x, len(classes)).to(device, memory_format=torch.channels_last)
+    model = Classifier(p, x, len(classes)).to(device)
+    if on_gpu:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(model) if on_gpu and p["compile"] else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
     steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Any] = {}
     run.state(model=model, optimizer=optimizer, scheduler=scheduler, metrics=metrics)
     run.resume()
 
@@ -68,11 +70,11 @@ def main() -> None:
         model.train()
         loss_sum = torch.zeros((), device=device)
         order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
-        for rows in run.batches(order.split(p["batch_size"])):
+        for rows in run.batches(torch.split(order, p["batch_size"])):
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
                 loss = F.cross_entropy(forward(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
             loss_sum += loss.detach() * len(rows)  # no .item(): it would wait for the device at every step
@@ -91,7 +93,7 @@ def main() -> None:
 
 def learning_rate(step: int, steps: int, p: dict[str, Any]) -> float:
     """The factor on the peak: a linear warm-up, then half a cosine down to zero, or constant."""
-    warmup = round(p["warmup"] * steps)
+    warmup: int = round(p["warmup"] * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if p["schedule"] == "constant":
@@ -106,6 +108,8 @@ class Classifier(nn.Module):
         super().__init__()
         channels, height, width = x.shape[1:]
         sample = x[:10_000].float()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", sample.mean(dim=(0, 2, 3), keepdim=True))  # (1, C, 1, 1)
         self.register_buffer("std", sample.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
         w = p["width"]
@@ -124,7 +128,8 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(p["dropout"]), nn.Linear(features, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body((x.float() - self.mean) / self.std))
+        scores: Tensor = self.head(self.body((x.float() - self.mean) / self.std))
+        return scores
 
 
 def conv(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -136,7 +141,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean loss and accuracy over all of `x`, in full precision."""
     model.eval()
     loss_sum, correct = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
-    for images, labels in zip(x.split(1024), y.split(1024), strict=True):
+    for images, labels in zip(torch.split(x, 1024), torch.split(y, 1024), strict=True):
         scores = model(images)
         loss_sum += F.cross_entropy(scores, labels, reduction="sum")
         correct += (scores.argmax(1) == labels).sum()
@@ -153,18 +158,18 @@ def to_device(images: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 def load_data(p: dict[str, Any], seed: int) -> tuple[Arrays, Arrays, list[Any]]:
+    given: Arrays | None
     if p["dataset"] == "fashion-mnist":
         folder = Path(p["data_dir"] or FASHION_MNIST)
-        train, val = read_idx(folder, "train"), read_idx(folder, "t10k")
+        train, given = read_idx(folder, "train"), read_idx(folder, "t10k")
     elif p["dataset"] == "npz":
-        train, val = read_npz_folder(Path(p["data_dir"]))
+        train, given = read_npz_folder(Path(p["data_dir"]))
     else:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        train, val = (digits.images.astype(np.float32), digits.target), None
-    if val is None:
-        train, val = split(train, p["val_fraction"], seed)
+        train, given = (digits.images.astype(np.float32), digits.target), None
+    train, val = (train, given) if given is not None else split(train, p["val_fraction"], seed)
 
     names, train_y = np.unique(train[1], return_inverse=True)
     if unknown := sorted(set(np.unique(val[1]).tolist()) - set(names.tolist())):

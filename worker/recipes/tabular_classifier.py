@@ -7,6 +7,7 @@ epochcast gives the parameters, keeps the checkpoints and shows the reports.
 import csv
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
     steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Any] = {}
     run.state(model=model, optimizer=optimizer, scheduler=scheduler, metrics=metrics)
     run.resume()
 
@@ -77,10 +78,10 @@ def main() -> None:
         model.train()
         loss_sum = torch.zeros((), device=device)
         order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
-        for rows in run.batches(order.split(p["batch_size"])):
+        for rows in run.batches(torch.split(order, p["batch_size"])):
             loss = F.cross_entropy(model(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
             loss_sum += loss.detach() * len(rows)  # no .item(): it would wait for the device at every step
@@ -98,7 +99,7 @@ def main() -> None:
 
 def learning_rate(step: int, steps: int, p: dict[str, Any]) -> float:
     """The factor on the peak: a linear warm-up, then half a cosine down to zero, or constant."""
-    warmup = round(p["warmup"] * steps)
+    warmup: int = round(p["warmup"] * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if p["schedule"] == "constant":
@@ -168,80 +169,80 @@ def split(table: Table, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]
 
 
 def read_csv(path: Path, target: str) -> Table:
-    header, rows = read_rows(path)
+    header, rows, lines = read_rows(path)
     if target not in header:
         raise DataError(f"{path} has no column {target!r} to predict; its columns are {', '.join(header[:50])}")
-    column_of = {name: [row[place] for row in rows] for place, name in enumerate(header)}
-    labels = column_of.pop(target)
-    if (missing := next((line for line, label in enumerate(labels, 2) if is_missing(label)), None)) is not None:
-        raise DataError(f"{path}, row {missing}: the column to predict, {target}, is empty; remove the row or fill it")
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    labels = columns.pop(target)
+    for line, label in zip(lines, labels, strict=True):
+        if is_missing(label):
+            raise DataError(
+                f"{path}, line {line}: {target}, the column to predict, is empty; fill it or remove the line"
+            )
     classes = sorted(set(labels))
     if not 2 <= len(classes) <= min(MOST_CATEGORIES, len(rows) // 2):
-        raise DataError(f"{path}: column {target} has {len(classes)} different values in {len(rows)} rows; to predict "
-                        f"classes takes at least 2, with 2 rows each on average")  # fmt: skip
-
-    blocks, names = [], []
-    for name, values in column_of.items():
-        block, block_names = encode(path, name, values)
-        blocks.append(block)
-        names += block_names
+        raise DataError(
+            f"{path}: column {target} has {len(classes)} different values in {len(rows)} rows; "
+            "a column of classes has at least 2, and 2 rows or more for each"
+        )
+    encoded = [encode(path, name, values, lines) for name, values in columns.items()]
+    names = [name for _, block_names in encoded for name in block_names]
     if not names:
         raise DataError(f"{path} has no usable column besides {target}; add columns to predict it from")
     place_of = {label: place for place, label in enumerate(classes)}
-    return Table(np.concatenate(blocks, axis=1), np.array([place_of[label] for label in labels]), names, classes)
+    x = np.concatenate([block for block, _ in encoded], axis=1)
+    return Table(x, np.array([place_of[label] for label in labels]), names, classes)
 
 
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Header, rows and the line in which each row ends."""
+    rows, lines = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            rows = []
             for row in reader:
                 if len(row) not in (0, len(header)):
-                    raise DataError(f"{path}, line {reader.line_num} has {len(row)} fields, the header {len(header)}; "
-                                    "make them equal, or quote what holds a comma")  # fmt: skip
+                    raise DataError(
+                        f"{path}, line {reader.line_num} has {len(row)} fields, the header {len(header)}; "
+                        "make them equal, or quote what holds a comma"
+                    )
                 if row:
                     rows.append([value.strip() for value in row])
+                    lines.append(reader.line_num)
     except OSError as error:
-        raise DataError(
-            f"{path} can't be read on this host: {error.strerror}; path must name a CSV file there"
-        ) from error
+        raise DataError(f"{path} can't be read on this host: {error.strerror}; name a CSV file there") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the quoting") from error
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise DataError(f"{path} has several columns named {', '.join(twice)}; rename all but one")
     if not rows:
         raise DataError(f"{path} has no rows; it needs a header line and rows below it")
-    return header, rows
+    return header, rows, lines
 
 
-def encode(path: Path, name: str, values: list[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
-    """A column of numbers as it is; one of categories as a 0/1 column each; one that only numbers the rows as none."""
-    known = [value for value in values if not is_missing(value)]
-    numbers = [number(value) for value in known]
-    if known and None not in numbers:
-        if not all(math.isfinite(value) for value in numbers if value is not None):
-            line = next(line for line, value in enumerate(values, 2) if not math.isfinite(number(value) or 0.0))
-            raise DataError(f"{path}, row {line}: column {name} is {values[line - 2]}; leave it empty if it is unknown")
-        column = [math.nan if is_missing(value) else float(value) for value in values]
-        return np.array(column)[:, None], [name]
-
-    categories = sorted(set(known))
-    stray = [(line, value) for line, value in enumerate(values, 2) if not is_missing(value) and number(value) is None]
-    if 0 < len(stray) <= len(known) * 0.05 and len(known) >= 20:
+def encode(path: Path, name: str, values: Sequence[str], lines: list[int]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Numbers as one column, categories as a 0/1 column each; what differs in most rows (a name, an id) as none."""
+    cells = [(line, value) for line, value in zip(lines, values, strict=True) if not is_missing(value)]
+    stray = [(line, value) for line, value in cells if not is_number(value)]
+    if 0 < len(stray) <= len(cells) * 0.05:
         line, value = stray[0]
-        raise DataError(f"{path}, row {line}: {value!r} stands in column {name}, where nearly all are numbers; "
-                        "correct it, or leave it empty if it is unknown")  # fmt: skip
-    if len(categories) > max(20, len(known) // 2) or len(categories) < 2:
-        return np.empty(
-            (len(values), 0)
-        ), []  # a name or an id for each row, or nothing at all: no way to learn from it
+        raise DataError(
+            f"{path}, line {line}: column {name} is {value!r}, where nearly all rows have a number; "
+            "correct it, or leave it empty if it is unknown"
+        )
+    if cells and not stray:
+        return np.array([math.nan if is_missing(value) else float(value) for value in values])[:, None], [name]
+
+    categories = sorted({value for _, value in cells})
+    if len(categories) > max(20, len(cells) // 2) or len(categories) < 2:
+        return np.empty((len(values), 0)), []
     if len(categories) > MOST_CATEGORIES:
-        raise DataError(f"{path}: column {name} has {len(categories)} categories; at most {MOST_CATEGORIES} are taken: "
-                        "remove it or merge some")  # fmt: skip
+        raise DataError(
+            f"{path}: column {name} has {len(categories)} categories, at most {MOST_CATEGORIES} are taken; merge some"
+        )
     one_hot = np.array(values)[:, None] == np.array(categories)[None, :]
     return one_hot.astype(np.float64), [f"{name}={category}" for category in categories]
 
@@ -250,11 +251,12 @@ def is_missing(value: str) -> bool:
     return value.lower() in MISSING
 
 
-def number(value: str) -> float | None:
+def is_number(value: str) -> bool:
+    """Infinity is none: no network learns from it."""
     try:
-        return float(value)
+        return math.isfinite(float(value))
     except ValueError:
-        return None
+        return False
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""uvicorn's WebSocket protocol, held to the contract: closes that can't hang, jittered pings, 1012 with its reason."""
+
+import random
+from asyncio import AbstractEventLoop
+from typing import Any
+
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from uvicorn.config import Config
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.http11 import Request
+
+from api.closes import SERVICE_RESTART, Close
+
+PING_S = 5.0
+PONG_S = 5.0
+# 5 s without a pong after at most 5.75 s without a ping: a dead peer is gone within 11 s.
+JITTER = 0.15
+# How long a closing socket may take to flush what it holds and to answer the close frame.
+FLUSH_S = 4.0
+
+
+class GatewaySocket(WebSocketsSansIOProtocol):
+    """Differs from its parent where a peer that doesn't read would keep it: every end is bounded by an abort."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._query = b""
+        self._application = self.app
+        self.app = self._run_with_query
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            # uvicorn logs the path with its query, in which a token may stand: only the application sees it.
+            self._query, self.scope["query_string"] = self.scope["query_string"], b""
+
+    async def _run_with_query(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await self._application({**scope, "query_string": self._query}, receive, send)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "websocket.close" and self.handshake_complete and not self.disconnected:
+            # Without waiting until the peer drains: that is what may never happen.
+            self._close(Close(message.get("code", 1000), message.get("reason") or ""))
+            return
+        await self.writable.wait()
+        if self.close_sent and self.handshake_complete:
+            raise ClientDisconnected
+        await super().send(message)
+
+    def shutdown(self) -> None:
+        """The server stops. The parent closes without a reason and doesn't wait for the peer's answer."""
+        if self.handshake_complete and not self.transport.is_closing():
+            self._close(SERVICE_RESTART)
+        else:
+            super().shutdown()
+
+    def _close(self, close: Close) -> None:
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.stop_keepalive()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.conn.send_close(close.code, close.reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(FLUSH_S, self.transport.abort)
+
+    def schedule_ping(self) -> None:
+        if self.ping_interval is not None:
+            # Sockets that opened together (a reconnecting crowd) shall not be pinged together for ever.
+            delay = self.ping_interval * random.uniform(1 - JITTER, 1 + JITTER)
+            self.ping_timer = self.loop.call_later(max(0.0, delay - self.last_ping_rtt), self.send_keepalive_ping)
+
+    def keepalive_timeout(self) -> None:
+        """The peer is dead or reads nothing: a close frame would wait behind what it doesn't read."""
+        self.pong_timer = None
+        self.pending_ping_payload = None
+        self.transport.abort()

@@ -1,0 +1,113 @@
+"""Plays the supervisor of one attempt: listens at its socket, keeps the packets, starts trainers and scripts."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import wait_until
+from worker.unix_address import bind_at
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@dataclass
+class Attempt:
+    """What a trainer of this attempt is told, and what it said (`packets`, in order)."""
+
+    folder: Path
+    job: dict[str, Any]
+    packets: list[dict[str, Any]] = field(default_factory=list)
+    listener: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    connections: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"EPOCHCAST_SOCKET": str(self.folder / "socket"), "EPOCHCAST_JOB": str(self.folder / "job.json")}
+
+    @property
+    def out(self) -> Path:
+        return Path(self.job["out_dir"])
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        return [packet for packet in self.packets if packet["type"] == kind]
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """The saved ones as the next attempt is told them, newest first."""
+        saved = reversed(self.said("checkpoint"))
+        return [{"file": str(self.out / one["file"]), "epoch": one["epoch"], "step": one["step"]} for one in saved]
+
+    def start(self, *arguments: str, checkout: Path = CHECKOUT, **environment: str) -> subprocess.Popen[str]:
+        """`python …` in the attempt's folder, with the environment that a supervisor gives a trainer."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        told = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **self.environment}
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env={**kept, **told, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def train(self, **environment: str) -> tuple[int, str]:
+        """Exit code and output of a whole `python -m worker.trainer`."""
+        return finished(self.start("-m", "worker.trainer", **environment))
+
+    def hang_up(self) -> None:
+        """The supervisor dies: nobody listens, nobody is connected."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        wait_until(lambda: self.connections or not self.packets, "the connection")
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def finished(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout_s)
+    return process.returncode, output
+
+
+@contextmanager
+def listening(folder: Path, **told: Any) -> Iterator[Attempt]:
+    """An attempt in `folder` whose job file says `told` over the defaults below."""
+    defaults: dict[str, Any] = {
+        "job_id": 42, "attempt": 1, "name": "test", "recipe": None, "params": {}, "total_epochs": 3, "seed": 0,
+        "threads": 1, "checkpoints": [], "out_dir": str(folder / "out"),
+    }  # fmt: skip
+    attempt = Attempt(folder, {**defaults, **told})
+    attempt.out.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(attempt.job))
+    bind_at(attempt.listener, folder / "socket")
+    attempt.listener.listen()
+    threading.Thread(target=_accept, args=(attempt,), daemon=True).start()
+    try:
+        yield attempt
+    finally:
+        attempt.hang_up()
+
+
+def _accept(attempt: Attempt) -> None:
+    while True:
+        try:
+            connection, _ = attempt.listener.accept()
+        except OSError:
+            return
+        attempt.connections.append(connection)
+        threading.Thread(target=_drain, args=(attempt, connection), daemon=True).start()
+
+
+def _drain(attempt: Attempt, connection: socket.socket) -> None:
+    with connection:
+        while packet := connection.recv(64 * 1024):
+            attempt.packets.append(json.loads(packet))
