@@ -53,7 +53,10 @@ class Authenticator:
 
 
 def token_of(connection: HTTPConnection) -> str | None:
-    """The first token found: header, subprotocols `['Bearer', token]`, `?token=`. Raises InvalidToken for a header of another kind."""
+    """The first token found: header, subprotocols `['Bearer', token]`, `?token=`.
+
+    Raises InvalidToken for a header of another kind.
+    """
     header = connection.headers.get("authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")

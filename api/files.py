@@ -47,7 +47,7 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 
 def _range(wanted: str | None, size: int, headers: dict[str, str]) -> tuple[int, int]:
-    """Start and end (exclusive) of what to send. A header that isn't one range of bytes is ignored, as RFC 9110 asks."""
+    """Start and end (exclusive) of what to send. Anything but one range of bytes is ignored, as RFC 9110 asks."""
     found = _RANGE.fullmatch(wanted) if wanted is not None else None
     if found is None or not (found[1] or found[2]):
         return 0, size

@@ -32,6 +32,7 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         _loop: AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn.debug = False  # it would log the handshake word for word, tokens included
         self._query = b""
         self._application = self.app
         self.app = self._run_with_query

@@ -4,9 +4,6 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import epochcast
@@ -14,6 +11,8 @@ from api.census import jobs_by_status
 from shared.database import DatabaseUnavailable
 
 if TYPE_CHECKING:
+    from prometheus_client import Gauge
+
     from api.gateway import Gateway
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0)
@@ -23,21 +22,24 @@ class Telemetry:
     """One registry per application, so that two of them in one process don't meet. Counts this process only."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        build = Gauge("epochcast_build_info", "What runs here; always 1.", ["version"], registry=self.registry)
-        build.labels(epochcast.__version__).set(1)
+        # Not above: importing it copies the environment, and importing us must not.
+        import prometheus_client
+
+        self._prometheus = prometheus_client
+        self._registry = prometheus_client.CollectorRegistry()
+        self._gauge("build_info", "What runs here; always 1.", "version").labels(epochcast.__version__).set(1)
         self._requests = prometheus_client.Counter(
             "epochcast_http_requests_total",
             "Answered requests by route and status.",
             ["method", "route", "status"],
-            registry=self.registry,
+            registry=self._registry,
         )
-        self._seconds = Histogram(
+        self._seconds = prometheus_client.Histogram(
             "epochcast_http_request_seconds",
             "Time to the end of the answer, by route.",
             ["method", "route"],
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=self._registry,
         )
         self._jobs = self._gauge("jobs", "Training jobs by status.", "status")
         self._hosts = self._gauge("hosts", "Hosts by status: ready, draining, unreachable.", "status")
@@ -47,8 +49,8 @@ class Telemetry:
         )
         self._sql = self._gauge("sql_up", "Whether SQL answered this scrape.")
 
-    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
-        return Gauge(f"epochcast_{name}", what, labels, registry=self.registry)
+    def _gauge(self, name: str, what: str, *labels: str) -> "Gauge":
+        return self._prometheus.Gauge(f"epochcast_{name}", what, labels, registry=self._registry)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Counts every request that `app` answers."""
@@ -74,6 +76,8 @@ class Telemetry:
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern, never the path: ids would make a series each. Foreign methods likewise.
         route = getattr(scope.get("route"), "path", "none")
+        if scope["path"].startswith("/api/") and route != "none":
+            route = f"/api/v1{route}"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
@@ -95,7 +99,7 @@ class Telemetry:
                 self._hosts.labels(name).set(hosts[name])
         self._subscribers.set(gateway.relay.subscribers)
         self._passes.set(gateway.dispatcher.passes)
-        return prometheus_client.generate_latest(self.registry), CONTENT_TYPE_LATEST
+        return self._prometheus.generate_latest(self._registry), self._prometheus.CONTENT_TYPE_LATEST
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

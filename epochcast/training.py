@@ -73,6 +73,8 @@ class Run:
         """The epoch under way or, after it, the last one; after a resume, the checkpoint's."""
         self.step: int | None = None
         """The batch under way inside `batches`, from 1; None elsewhere."""
+        self.broke_off_at: int | None = None
+        """The batch whose step left the loop over `batches` before its end, by `break` or an exception."""
         self._job = job
         self._outlet = outlet
         self._state = State()
@@ -138,7 +140,7 @@ class Run:
         for epoch in range(first, self.total_epochs + 1):
             if self._stopping:
                 return
-            self.epoch, self._cut_short = epoch, False
+            self.epoch, self.broke_off_at, self._cut_short = epoch, None, False
             randomness.reseed(self.seed, epoch, self.rank)
             yield epoch
             if not self._cut_short:
@@ -168,6 +170,9 @@ class Run:
                 yield batch
                 done += 1
             self._cut_epoch_short(done)
+        except GeneratorExit:
+            self.broke_off_at = self.step
+            raise
         finally:
             self.step = None
 
@@ -207,7 +212,7 @@ class Run:
         """
         from epochcast.checkpoints import write_model
 
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"model name {name!r} is not a plain file name, such as model.safetensors")
         values, non_finite = finite(metrics or {})
         if self.rank == 0:

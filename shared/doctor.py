@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+import obstore
 import redis
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
@@ -127,7 +128,7 @@ def check_artifacts(settings: Settings) -> Finding:
         store.write(key, content)
         same = b"".join(store.stream(key)) == content
         store.delete(key)
-    except (ArtifactsUnavailable, OSError, ValueError) as error:
+    except (ArtifactsUnavailable, obstore.exceptions.BaseError, OSError, ValueError) as error:
         way_out = "make the folder writable, or correct EPOCHCAST_ARTIFACTS_URL"
         return Finding("artifacts", False, f"{settings.artifacts_url}: {_first_line(error)}", way_out)
     return Finding("artifacts", same, settings.artifacts_url, "the store returns other bytes than were written")

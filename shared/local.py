@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from pydantic import SecretStr
 
@@ -21,6 +22,8 @@ from shared.embedded import free_port
 from shared.service import Terminal
 from shared.settings import Settings, SettingsError
 from shared.stack import Stack, StartFailed
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def resolve_settings(options: argparse.Namespace, folder: DataFolder) -> Settings:
@@ -57,8 +60,7 @@ async def serve(folder: DataFolder, settings: Settings, state_files: StateFiles)
     """Starts, announces, runs until a signal, stops. The exit code."""
     terminal = Terminal()
     stack = Stack(folder, settings, state_files, terminal)
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(sign, stack.ask_to_stop)
+    _listen(stack, asyncio.get_running_loop())
     try:
         terminal.say(f"starting epochcast in {folder.path}")
         if await stack.unless_stopped(stack.start()):
@@ -70,7 +72,19 @@ async def serve(folder: DataFolder, settings: Settings, state_files: StateFiles)
         return 1
     finally:
         await stack.stop()
+        for sign in STOP_SIGNALS:  # everything is stopped: one that comes now has nothing left to say
+            signal.signal(sign, signal.SIG_IGN)
         terminal.say("stopped")
+
+
+def _listen(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stack.ask_to_stop)
+
+    # Not loop.add_signal_handler: a signal after the loop's end would kill what is just leaving in order.
+    for sign in STOP_SIGNALS:
+        signal.signal(sign, tell)
 
 
 def _complain(error: Exception) -> None:

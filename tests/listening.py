@@ -58,9 +58,9 @@ class Attempt:
             text=True,
         )
 
-    def train(self, **environment: str) -> tuple[int, str]:
+    def train(self, checkout: Path = CHECKOUT) -> tuple[int, str]:
         """Exit code and output of a whole `python -m worker.trainer`."""
-        return finished(self.start("-m", "worker.trainer", **environment))
+        return finished(self.start("-m", "worker.trainer", checkout=checkout))
 
     def hang_up(self) -> None:
         """The supervisor dies: nobody listens, nobody is connected."""

@@ -30,6 +30,7 @@ def main() -> int:
     try:
         app, concurrency = make_worker_app(settings, keeper)
         arguments = [
+            "--quiet",
             "worker",
             f"--hostname=epochcast@{settings.host_name}",
             f"--queues=host.{settings.host_name}",

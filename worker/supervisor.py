@@ -3,36 +3,28 @@
 It drains what the trainer says, watches its limits, and ends it: asked first, killed after the grace.
 """
 
-import os
 import selectors
+import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from epochcast.jobs import JobError, TrainingJobSpec
 from shared.settings import Settings
 from worker.attempt_socket import AttemptSocket, packets
+from worker.conversation import Conversation
 from worker.failures import from_exit
-from worker.lines import Level, LineSplitter, level_of
+from worker.lines import level_of
 from worker.narrator import Narrator
+from worker.out_of_memory import count_oom_kills
 from worker.outcome import Cut, Ending
+from worker.output import OutputFile, OutputStream
 from worker.process_tree import boottime_s
-from worker.recording import LocalCheckpoint, Uploader, judged_loss
-from worker.reports import (
-    Checkpointed,
-    EpochEnded,
-    Failure,
-    LogLine,
-    Message,
-    ModelSaved,
-    Report,
-    Resumed,
-    SavedFile,
-    Unreadable,
-    read,
-)
+from worker.recording import Uploader
+from worker.reports import SavedFile, read
 from worker.requests import Requests
 from worker.tree import Tree
 from worker.workspace import Workspace
@@ -40,13 +32,9 @@ from worker.workspace import Workspace
 logger = structlog.get_logger(__name__)
 
 TICK_S = 0.5
-# Reports of one epoch from a script without run.epochs() belong together when they come within this time.
-MERGE_S = 0.1
 DRAIN_AFTER_EXIT_S = 5.0
 STRAYS_GONE_S = 10.0
 STALL_AT_LEAST_S = 600.0
-OUTPUT_KEPT_BYTES = 64 * 2**20
-_READ_BYTES = 256 * 1024
 
 
 class Supervisor:
@@ -66,37 +54,36 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._spec = spec
-        self._workspace = workspace
         self._tree = tree
         self._socket = attempt_socket
         self._narrator = narrator
-        self._uploader = uploader
         self._wake_lease = wake_lease
         self._selector = selectors.DefaultSelector()
         self._requests = requests
-        self._splitters = {tree.stdout: LineSplitter(), tree.stderr: LineSplitter()}
-        self._output = workspace.output.open("wb")
-        self._output_bytes = 0
+        self._open_streams = {OutputStream(tree.stdout), OutputStream(tree.stderr)}
+        self._output = OutputFile(workspace.output)
         self._connections: set[socket.socket] = set()
+        self._conversation = Conversation(spec, workspace.out, narrator, uploader, self._end)
+        self._oom_kills = count_oom_kills()
         self._began = time.monotonic()
-        self._last_report = self._began
-        self._merge_at: float | None = None
         self._kill_at: float | None = None
         self._agent_lost = False
-        self._sees_epochs = False
-        self._stall_told = False
+        self._stall_told_at = 0.0
         self.cut: Cut | None = None
         self.cut_error: JobError | None = None
-        self.failure: JobError | None = None
-        self.model: SavedFile | None = None
+
+    @property
+    def model(self) -> SavedFile | None:
+        """The last model that the trainer saved."""
+        return self._conversation.model
 
     def run(self) -> Ending:
         """Until the last process is gone and all it said is read."""
         self._watch(self._requests.fileno(), self._hear_requests)
         self._watch(self._socket.listener, self._accept)
         self._watch(self._tree.lifeline, self._hear_launcher)
-        self._watch(self._tree.stdout, lambda: self._read_output(self._tree.stdout))
-        self._watch(self._tree.stderr, lambda: self._read_output(self._tree.stderr))
+        for stream in self._open_streams:
+            self._watch(stream.descriptor, partial(self._read_output, stream))
         if self._tree.agent.connection is not None:
             self._watch(self._tree.agent.connection, self._hear_agent)
         try:
@@ -116,15 +103,13 @@ class Supervisor:
 
     def _wait_s(self) -> float:
         deadlines = [time.monotonic() + TICK_S]
-        deadlines += [at for at in (self._merge_at, self._kill_at) if at is not None]
+        deadlines += [at for at in (self._conversation.merge_at, self._kill_at) if at is not None]
         return max(0.0, min(deadlines) - time.monotonic())
 
     def _turn(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
             key.data()
-        if self._merge_at is not None and time.monotonic() >= self._merge_at:
-            self._merge_at = None
-            self._narrator.close_epoch()
+        self._conversation.merge_when_due()
         self._narrator.tell_dropped()
 
     # What the trainer says
@@ -133,7 +118,7 @@ class Supervisor:
         connection = self._socket.accept(self._tree.launcher)
         if connection is not None:
             self._connections.add(connection)
-            self._watch(connection, lambda: self._read_packets(connection))
+            self._watch(connection, partial(self._read_packets, connection))
 
     def _read_packets(self, connection: socket.socket) -> None:
         for packet in packets(connection):
@@ -142,90 +127,15 @@ class Supervisor:
                 self._connections.discard(connection)
                 connection.close()
                 return
-            self._take(read(packet))
+            self._conversation.take(read(packet))
 
-    def _take(self, message: Message) -> None:
-        match message:
-            case Report():
-                self._take_report(message)
-            case EpochEnded(epoch=epoch):
-                self._sees_epochs = True
-                if self._narrator.state.open_epoch == epoch:
-                    self._narrator.close_epoch()
-            case Checkpointed(saved=saved):
-                self._narrator.close_epoch()
-                self._take_checkpoint(saved)
-            case ModelSaved(saved=saved):
-                self._narrator.close_epoch()
-                self._take_model(saved)
-            case LogLine(level=level, message=line):
-                self._log(level, line)
-            case Resumed():
-                self._take_resumed(message)
-            case Failure(error=error):
-                self._narrator.close_epoch()
-                # The first rank to fail is the cause; the others' time-outs follow from it.
-                self.failure = self.failure or error
-            case Unreadable(why=why):
-                self._log("WARNING", why)
-
-    def _take_report(self, report: Report) -> None:
-        self._last_report, self._stall_told = time.monotonic(), False
-        if report.rank != 0:
-            return
-        self._narrator.report(report)
-        if self._narrator.state.has_open_epoch and not self._sees_epochs:
-            self._merge_at = time.monotonic() + MERGE_S
-        if report.non_finite and self._spec.fail_on_non_finite:
-            names = ", ".join(report.non_finite)
-            self._end(
-                Cut.DIVERGED, JobError(type="diverged", message=f"{names} became NaN or infinite", epoch=report.epoch)
-            )
-
-    def _take_checkpoint(self, saved: SavedFile) -> None:
-        path = saved.path(self._workspace.out)
-        if path is None:
-            self._log("WARNING", f"checkpoint {saved.file!r} is not in the attempt's output folder; it was not kept")
-            return
-        loss = judged_loss(self._narrator.state.job.metrics)
-        self._uploader.add(LocalCheckpoint(path, saved.epoch, saved.step, saved.sha256, saved.bytes, loss))
-
-    def _take_model(self, saved: SavedFile) -> None:
-        if saved.path(self._workspace.out) is None:
-            self._log("WARNING", f"model {saved.file!r} is not in the attempt's output folder; it was not kept")
-            return
-        self.model = saved
-
-    def _take_resumed(self, resumed: Resumed) -> None:
-        for complaint in resumed.unreadable:
-            self._log("WARNING", f"checkpoint skipped: {complaint}")
-        if resumed.epoch is not None:
-            self._narrator.state.resume_at(resumed.epoch)
-            self._log("INFO", f"resumed after epoch {resumed.epoch}")
-            self._narrator.progress()
-
-    def _read_output(self, descriptor: int) -> None:
-        try:
-            block = os.read(descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return
-        splitter = self._splitters[descriptor]
-        for line in splitter.feed(block) if block else splitter.finish():
-            self._log(level_of(line, "INFO"), line)
-        if not block:
-            self._selector.unregister(descriptor)
-            del self._splitters[descriptor]
-        self._keep_output(block)
-
-    def _keep_output(self, block: bytes) -> None:
-        """The raw output, for the log artifact: what the event log drops in a flood is here."""
-        room = OUTPUT_KEPT_BYTES - self._output_bytes
-        if room > 0:
-            self._output.write(block[:room])
-            self._output_bytes += len(block)
-
-    def _log(self, level: Level, line: str) -> None:
-        self._narrator.log(level, line)
+    def _read_output(self, stream: OutputStream) -> None:
+        """Lines to the log, raw bytes to the log file: what the event log drops in a flood is kept there."""
+        for line in stream.read(self._output):
+            self._narrator.log(level_of(line, "INFO"), line)
+        if stream.is_closed:
+            self._selector.unregister(stream.descriptor)
+            self._open_streams.discard(stream)
 
     # What the platform says
 
@@ -284,15 +194,18 @@ class Supervisor:
             message = f"ran for longer than max_runtime_s = {limit_s:g} s"
             self._end(Cut.TIMEOUT, JobError(type="timeout", message=message))
             return
-        silent_s = now - self._last_report
+        last_report = self._conversation.last_report
+        silent_s = now - last_report
         stall_s = self._spec.stall_timeout_s
         if stall_s is not None and silent_s > stall_s:
             self._tree.dump_stacks()
             message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
             self._end(Cut.STALLED, JobError(type="stalled", message=message))
-        elif not self._stall_told and silent_s > max(STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0)):
-            self._stall_told = True
-            self._log("WARNING", f"no report for {silent_s:.0f} s; the trainer's stacks follow")
+        elif self._stall_told_at < last_report and silent_s > max(
+            STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0)
+        ):
+            self._stall_told_at = now
+            self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the trainer's stacks follow")
             self._tree.dump_stacks()
 
     def _end(self, cut: Cut, error: JobError | None) -> None:
@@ -317,9 +230,8 @@ class Supervisor:
     def _drain(self) -> None:
         """Reads what is left in pipes and sockets: everybody who could write is gone."""
         deadline = time.monotonic() + DRAIN_AFTER_EXIT_S
-        while (self._splitters or self._connections) and time.monotonic() < deadline:
+        while (self._open_streams or self._connections) and time.monotonic() < deadline:
             self._turn(0.05)
-        self._merge_at = None
         self._narrator.close_epoch()
 
     def _ending(self) -> Ending:
@@ -327,12 +239,16 @@ class Supervisor:
         job = self._narrator.state.job
         exit_error = None
         if code != 0:
-            exit_error = from_exit(code if code is not None else -9, epoch=job.current_epoch or None)
+            exit_error = from_exit(
+                code if code is not None else -signal.SIGKILL,
+                oom_kills=count_oom_kills() - self._oom_kills,
+                epoch=job.current_epoch or None,
+            )
         return Ending(
             exit_code=code,
             cut=self.cut,
             cut_error=self._located(self.cut_error),
-            failure=self._located(self.failure),
+            failure=self._located(self._conversation.failure),
             exit_error=self._located(exit_error),
             finished_all_epochs=job.current_epoch >= job.total_epochs,
         )

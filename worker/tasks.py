@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -39,6 +39,7 @@ logger = structlog.get_logger(__name__)
 
 START_S = 30.0
 FLUSH_S = 60.0
+TRAINER = (sys.executable, "-m", "worker.trainer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,11 @@ class Connections:
     store: ArtifactStore
 
 
-def train(settings: Settings, job_id: int) -> None:
+def train(settings: Settings, job_id: int, trainer: Sequence[str] = TRAINER) -> None:
     """One attempt of a job that is placed on this host; returns at once when somebody else has it.
 
-    How an attempt ends is written to SQL; what can't be written there, the lease takes back.
+    `trainer`: the command of the attempt's first process. How an attempt ends is written to SQL; what can't be written
+    there, the lease takes back.
     """
     with structlog.contextvars.bound_contextvars(job_id=job_id), _connections(settings) as connections:
         claimed_at = boottime_s()
@@ -69,7 +71,7 @@ def train(settings: Settings, job_id: int) -> None:
             return
         logger.info("job claimed", attempt=claimed.job.attempt, generation=claimed.job.generation)
         try:
-            _Attempt(settings, connections, claimed, claimed_at + settings.licence_s).run()
+            _Attempt(settings, connections, claimed, claimed_at + settings.licence_s, trainer).run()
         except LeaseLost:
             logger.warning("lease lost: nothing more is written")
         except DatabaseUnavailable as error:
@@ -98,11 +100,19 @@ def _identity() -> ProcessIdentity:
 class _Attempt:
     """The parts of one attempt, put together; `run` takes it from the claim to its end."""
 
-    def __init__(self, settings: Settings, connections: Connections, claimed: Claim, licence_until: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connections: Connections,
+        claimed: Claim,
+        licence_until: float,
+        trainer: Sequence[str],
+    ) -> None:
         self._settings = settings
         self._connections = connections
         self._claim = claimed
         self._licence_until = licence_until
+        self._trainer = list(trainer)
         job, store = claimed.job, connections.store
         self._record = self._new_record(connections.database)
         self._requests = Requests()
@@ -182,8 +192,7 @@ class _Attempt:
             self._narrator.log("WARNING", complaint)
         job_file = write_job_file(self._workspace, job, checkpoints)
         env = trainer_environment(self._claim, self._socket.path, job_file, CHECKOUT)
-        argv = [sys.executable, "-m", "worker.trainer"]
-        self._tree.start(argv, self._workspace.work, env, self._licence_until, START_S)
+        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)
         self._record.record_launcher(self._tree.launcher, self._tree.started)
 
     def _not_started(self, why: str) -> Ending:

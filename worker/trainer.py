@@ -95,7 +95,7 @@ def _typed(error: BaseException, job: JobFile, script: Path) -> JobError:
         is_recipe=True,
         rank=int(os.environ.get("RANK", "0")),
         epoch=run.epoch or None if run else None,
-        step=run.step if run else None,
+        step=run.broke_off_at if run else None,
         batch_size=batch_size if isinstance(batch_size, int) else None,
         gpu=_gpu_name(),
     )

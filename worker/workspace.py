@@ -114,6 +114,6 @@ def trainer_environment(claim: Claim, socket_path: Path, job_file: Path, checkou
         "PYTHONUNBUFFERED": "1",
         # Asks NVML whether there are GPUs: the CUDA runtime would be initialised in a process that may still fork.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        # cuBLAS computes the same bits twice only with a fixed workspace (its documentation, "Results reproducibility").
+        # cuBLAS computes the same bits twice only with a fixed workspace (its documentation, "Reproducibility").
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }

@@ -117,4 +117,5 @@ def _chart(title: str, columns: dict[str, list[Any]], names: list[str]) -> None:
             marker = "braille" if is_coloured else MARKERS[number % len(MARKERS)]
             line = figure.signal(*(list(axis) for axis in zip(*points, strict=True)), marker=marker)
             figure.draw(line.lines().label(plain(name)))
-    figure.show(colorless=not is_coloured)
+    # Not figure.show(), which writes past sys.stdout to the file descriptor.
+    print(figure.build().string(colorless=not is_coloured))

@@ -1,11 +1,12 @@
 """`list`, `show`, `stop`, `restart`, `attempts`: jobs, one or many."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from epochcast.cli.options import JobId, Json, Token, Url, client
-from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text
+from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text, typed
 from epochcast.cli.watch import follow
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("verdict", job.error.verdict if job.error else None),
             ("traceback", job.error.traceback if job.error else None),
             ("recipe", job.spec.recipe),
-            ("parameters", " ".join(f"{name}={value}" for name, value in job.spec.hyperparameters.items()) or None),
+            ("parameters", typed(job.spec.hyperparameters) or None),
             ("tags", " ".join(job.spec.tags) or None),
             ("hosts", ", ".join(_place(host.name, host.gpus) for host in job.hosts) or None),
             ("attempt", job.attempt or None),
@@ -148,7 +149,7 @@ def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json 
         print_json(found)
         return
     print_table(
-        ("attempt", "host", "GPUs", "started", "ended", "outcome", "reason"),
+        ("attempt", "host", "GPUs", "started", "lasted", "outcome", "reason"),
         (_attempt_row(attempt) for attempt in found),
         nothing=f"job {job_id} has not run yet",
     )
@@ -156,12 +157,14 @@ def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json 
 
 def _attempt_row(attempt: dict[str, Any]) -> list[object]:
     gpus = attempt.get("gpus") or []
+    started = datetime.fromisoformat(attempt["started_at"])
+    ended = datetime.fromisoformat(attempt["ended_at"]) if attempt["ended_at"] else None
     return [
         attempt.get("number"),
         attempt.get("host"),
         ", ".join(str(gpu) for gpu in gpus) or None,
-        attempt.get("started_at"),
-        attempt.get("ended_at"),
+        f"{started:%Y-%m-%d %H:%M:%S}",
+        duration(((ended or datetime.now(UTC)) - started).total_seconds()),
         attempt.get("outcome"),
         attempt.get("reason"),
     ]

@@ -1,5 +1,6 @@
 """How commands print: tables and panels for people, JSON for programs, and nothing that could steer a terminal."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -7,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
+PIPE_WIDTH = 1000
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
@@ -21,7 +23,17 @@ def console() -> "Console":
     """For stdout; coloured on a terminal only, and never when NO_COLOR is set."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # A pipe has no width: what stands on one line there can be searched and cut.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(highlight=False, width=width)
+
+
+def _print(renderable: "RenderableType") -> None:
+    """Prints it without the blanks that fill each line up to the table's edge."""
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(renderable)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def print_json(value: Any) -> None:
@@ -52,7 +64,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, not
         table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
     for row in found:
         table.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in row))
-    console().print(table)
+    _print(table)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -65,7 +77,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     for name, value in fields:
         if value is not None:
             grid.add_row(name, shown(value))
-    console().print(grid)
+    _print(grid)
 
 
 def shown(value: object) -> Any:
@@ -97,6 +109,11 @@ def status_text(status: str) -> Any:
 def metrics_text(metrics: dict[str, Any]) -> str:
     """`train_loss 0.0234  val_loss -`: `-` where the value was NaN or infinite."""
     return "  ".join(f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in metrics.items())
+
+
+def typed(values: dict[str, Any]) -> str:
+    """Hyperparameters as they would be typed: `lr=0.01 dataset=digits`; those that are not set are left out."""
+    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
 def ago(moment: datetime) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from epochcast.cli.options import Json, Token, Url, client
-from epochcast.cli.output import print_fields, print_json
+from epochcast.cli.output import print_fields, print_json, typed
 from epochcast.cli.watch import follow
 from epochcast.errors import UsageError
 
@@ -124,8 +124,3 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         ]
     )
     print("nothing was submitted; leave --dry-run out to do it")
-
-
-def typed(values: dict[str, Any]) -> str:
-    """Hyperparameters as they would be typed: `lr=0.01 dataset=digits`."""
-    return " ".join(f"{name}={value}" for name, value in values.items())

@@ -35,6 +35,7 @@ class Training:
         self.shipped: list[Entry] = []
         """What this attempt wrote, for the archive and for shipping again."""
         self.claimed: Claim | None = None
+        self._archived = 0
 
     @property
     def job(self) -> TrainingJob:
@@ -64,7 +65,7 @@ class Training:
             )
         self.claimed = claim(self.database, self.job_id, HOST, lease_s, 1, ProcessIdentity("boot", "namespace", 1, 1))
         assert self.claimed is not None
-        self.shipped = []
+        self.shipped, self._archived = [], 0
         for entry in self.claimed.unannounced:
             self.append(entry, current=encode(progress_message(self.claimed.job, entry.id)))
             self.record.mark_announced(entry)
@@ -101,8 +102,8 @@ class Training:
     def archive(self) -> None:
         """Writes what was shipped to SQL, as a worker does once a second."""
         state = ProgressState(self.epoch, self.epoch / 1000, 0.5, {"train_loss": 0.5}, 1.0)
-        chunk = chunk_of(self.shipped) if self.shipped else None
-        self.record.record(state, [], chunk)
+        new, self._archived = self.shipped[self._archived :], len(self.shipped)
+        self.record.record(state, [], chunk_of(new) if new else None)
 
     def ship_again(self) -> None:
         """What a worker does on `behind`: its whole generation from the journal; only the last is announced."""

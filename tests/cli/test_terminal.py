@@ -114,9 +114,8 @@ def test_every_commands_help_has_an_example() -> None:
     from epochcast.cli import app
 
     commands = getattr(get_command(app), "commands")  # noqa: B009
-    assert {"up", "submit", "watch", "list", "show", "logs", "stop", "restart", "models", "recipes", "hosts"} < set(
-        commands
-    )
+    contract = "up submit watch list show logs stop restart models recipes hosts attempts metrics token doctor"
+    assert set(commands) == set(contract.split())
     for name, command in commands.items():
         for leaf in (command, *getattr(command, "commands", {}).values()):
             assert name == "token" or f"epochcast {name}" in (leaf.epilog or ""), f"{name} {leaf.name} has no example"
@@ -143,13 +142,11 @@ def test_token_create_runs_the_servers_module_and_not_one_of_the_current_folder(
     assert (content["sub"], content["scopes"]) == ("alice", ["jobs:read"])
 
 
-@pytest.mark.parametrize(
-    "command", [["up"], ["up", "--json"], ["token", "create", "--sub", "a"], ["doctor"]], ids=" ".join
-)
-def test_from_the_wheel_alone_the_servers_commands_say_what_they_need(tmp_path: Path, command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["up", "up --json", "token create --sub alice", "doctor"])
+def test_from_the_wheel_alone_the_servers_commands_say_what_they_need(tmp_path: Path, command: str) -> None:
     shutil.copytree(ROOT / "epochcast", tmp_path / "site" / "epochcast", ignore=shutil.ignore_patterns("__pycache__"))
     ended = subprocess.run(
-        [*CLI, *command],
+        [*CLI, *command.split()],
         cwd=tmp_path,
         env=environment(PYTHONPATH=str(tmp_path / "site")),
         capture_output=True,

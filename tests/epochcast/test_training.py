@@ -80,7 +80,7 @@ class Walk:
 
 
 def loader() -> torch.utils.data.DataLoader[Any]:
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(10.0)), batch_size=2, shuffle=True)  # type: ignore[arg-type]
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(10.0)), batch_size=2, shuffle=True)
 
 
 # --- Reports
@@ -112,8 +112,9 @@ def test_metric_that_is_no_number_is_named(begin: Begin, value: object) -> None:
 
 def test_report_too_large_for_a_packet_is_refused(begin: Begin) -> None:
     run, attempt = begin()
+    many: dict[str, Any] = {f"metric_{number:05}": 1.0 for number in range(5000)}
     with pytest.raises(ValueError, match=f"at most {MAX_PACKET_BYTES} fit"):
-        run.report(epoch=1, **{f"metric_{number:05}": 1.0 for number in range(5000)})
+        run.report(epoch=1, **many)
     run.report(epoch=1, loss=1.0)
     assert packet(attempt, "report")["metrics"] == {"loss": 1.0}
 

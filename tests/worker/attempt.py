@@ -1,0 +1,13 @@
+"""`python -m tests.worker.attempt JOB_ID [COMMAND…]`: one supervisor as the pool would run it, for tests to kill."""
+
+import sys
+
+from shared.processes import end_with_parent
+from shared.settings import from_environment
+from worker.logs import configure_logging
+from worker.tasks import TRAINER, train
+
+if __name__ == "__main__":
+    end_with_parent()
+    configure_logging("supervisor")
+    train(from_environment(), int(sys.argv[1]), sys.argv[2:] or TRAINER)

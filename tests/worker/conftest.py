@@ -1,0 +1,41 @@
+"""A worker host whose processes a test may freeze and kill."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.settings import Settings
+from tests.worker.host import Host
+
+
+@pytest.fixture
+def make_host(sqlite_settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Host]]:
+    """Makes a host with its agent running; keyword arguments change its settings."""
+    hosts: list[Host] = []
+
+    def make(**changes: object) -> Host:
+        settings = Settings.model_validate({**sqlite_settings.model_dump(exclude_unset=True), **changes})
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
+        host = Host(settings, tmp_path)
+        hosts.append(host)
+        host.start_agent("--first")
+        return host
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+@pytest.fixture
+def host(make_host: Callable[..., Host]) -> Host:
+    return make_host()
+
+
+HASTY = {"lease_s": 6.0, "licence_s": 4.0, "kill_s": 1.0, "heartbeat_s": 0.5, "stop_grace_s": 2.0}
+
+
+@pytest.fixture
+def hasty_host(make_host: Callable[..., Host]) -> Host:
+    """A host with a lease of seconds, for tests that let it run out."""
+    return make_host(**HASTY)

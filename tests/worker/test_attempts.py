@@ -1,0 +1,180 @@
+"""One attempt at a time with real processes: what a script says, how it ends, and what is left of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from epochcast.events import Complete, Error, Log, Progress
+from epochcast.jobs import Status
+from tests.worker.host import Host, assert_gapless
+
+REPORTS = """
+    import epochcast
+    run = epochcast.init()
+    for epoch in run.epochs():
+        run.report(epoch=epoch, train_loss=1.0 / epoch)
+        run.report(epoch=epoch, val_loss=2.0 / epoch)
+"""
+
+
+def test_a_reporting_script_becomes_one_progress_an_epoch_and_a_complete(host: Host) -> None:
+    job = host.run(REPORTS, total_epochs=3)
+    assert (job.status, job.progress, job.current_epoch) == (Status.SUCCEEDED, 1.0, 3)
+    messages = host.messages(job.job_id)
+    assert_gapless(host.entries(job.job_id))
+    epochs = [message for message in messages if isinstance(message, Progress) and message.current_epoch]
+    assert [message.current_epoch for message in epochs] == [1, 2, 3]
+    assert epochs[1].metrics == {"train_loss": 0.5, "val_loss": 1.0}
+    assert epochs[1].current_loss == 0.5
+    assert epochs[1].progress == pytest.approx(2 / 3)
+    last = messages[-1]
+    assert isinstance(last, Complete)
+    assert last.final_metrics == {"train_loss": 1 / 3, "val_loss": 2 / 3}
+    assert host.queries.metrics(job.job_id)["val_loss"] == [2.0, 1.0, 2 / 3]
+    assert not (host.settings.work_dir / "jobs" / str(job.job_id) / str(job.generation)).exists()
+
+
+def test_a_script_that_knows_nothing_of_us_runs_and_its_output_is_its_log(host: Host) -> None:
+    job = host.run("import sys; print('hello'); print('WARNING: careful', file=sys.stderr)", total_epochs=1)
+    assert (job.status, job.progress, job.current_epoch) == (Status.SUCCEEDED, 1.0, 0)
+    logs = [message for message in host.messages(job.job_id) if isinstance(message, Log)]
+    assert {(log.level, log.message) for log in logs} == {("INFO", "hello"), ("WARNING", "WARNING: careful")}
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import sys; sys.exit(3)", "the script exited with code 3"),
+        ("import os; os.kill(os.getpid(), 11)", "the script was killed by SIGSEGV"),
+    ],
+)
+def test_a_failing_script_ends_in_a_typed_error(host: Host, script: str, message: str) -> None:
+    job = host.run(script, total_epochs=1)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert (job.error.type, job.error.host) == ("user_error", host.settings.host_name)
+    assert job.error_message == message
+    last = host.messages(job.job_id)[-1]
+    assert isinstance(last, Error)
+    assert last.error_message == message
+
+
+def test_cuda_out_of_memory_comes_out_as_the_documents_message(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "oom.py").write_text(
+        "import torch\n"
+        "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
+        "139.80 GiB of which 1.20 GiB is free.')\n"
+    )
+    job = host.run(
+        f"""
+        import sys
+        from pathlib import Path
+        from worker import trainer
+        trainer.script_of = lambda recipe: Path({str(tmp_path / "oom.py")!r})
+        sys.exit(trainer.main())
+        """,
+        total_epochs=1,
+    )
+    assert (job.status, job.error_message) == (Status.FAILED, "CUDA out of memory")
+    assert job.error is not None
+    assert job.error.type == "cuda_oom"
+    assert job.error.memory is not None
+    assert (job.error.memory.requested_gib, job.error.memory.free_gib) == (20.0, 1.2)
+    last = host.messages(job.job_id)[-1]
+    assert isinstance(last, Error)
+    assert last.error_message == "CUDA out of memory"
+
+
+def test_the_trainer_has_no_credential_of_the_platform(host: Host) -> None:
+    job = host.run("import os; print(sorted(n for n in os.environ if n.startswith('EPOCHCAST')))", total_epochs=1)
+    assert host.logs(job.job_id) == ["['EPOCHCAST_JOB', 'EPOCHCAST_SOCKET']"]
+
+
+def test_what_the_script_left_running_ends_with_it(host: Host) -> None:
+    job = host.run(
+        """
+        import subprocess
+        daemon = subprocess.Popen(["setsid", "sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print(daemon.pid)
+        """,
+        total_epochs=1,
+    )
+    assert job.status is Status.SUCCEEDED
+    assert not Path(f"/proc/{host.logs(job.job_id)[0]}").exists()
+
+
+def test_a_flood_and_an_endless_line_are_contained_and_said(host: Host) -> None:
+    job = host.run(
+        """
+        import sys
+        sys.stdout.write("x" * 30_000_000)
+        sys.stdout.write("\\n" + "".join(f"line {n}\\n" for n in range(50_000)))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"\\xff\\x1b[31mred\\x1b[0m\\n")
+        """,
+        total_epochs=1,
+    )
+    assert job.status is Status.SUCCEEDED
+    logs = host.logs(job.job_id)
+    assert logs[0].endswith("[line cut at 8 KiB]")
+    assert len(logs[0]) < 9000
+    assert len(logs) < 20_000
+    assert_gapless(host.entries(job.job_id))
+    [log] = [row for row in host.queries.artifacts(job.job_id) if row["kind"] == "log"]
+    assert log["bytes"] > 30_000_000
+
+
+def test_a_script_past_its_time_is_ended_and_says_which_limit(host: Host) -> None:
+    job = host.run("import time; time.sleep(600)", total_epochs=1, max_runtime_s=1.0)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert (job.error.type, job.error_message) == ("timeout", "ran for longer than max_runtime_s = 1 s")
+
+
+def test_a_script_that_reports_nothing_is_ended_only_when_asked_to(host: Host) -> None:
+    job = host.run("import time; time.sleep(600)", total_epochs=1, stall_timeout_s=1.0)
+    assert job.error is not None
+    assert job.error.type == "stalled"
+
+
+NAN = "import epochcast\nrun = epochcast.init()\nfor e in run.epochs(): run.report(epoch=e, train_loss=float('nan'))"
+
+
+def test_nan_is_null_and_named_and_ends_the_job_only_if_asked(host: Host) -> None:
+    job = host.run(NAN, total_epochs=2)
+    assert job.status is Status.SUCCEEDED
+    epochs = [m for m in host.messages(job.job_id) if isinstance(m, Progress) and m.current_epoch]
+    assert [(m.current_loss, m.non_finite) for m in epochs] == [(None, ["train_loss"])] * 2
+    assert b"NaN" not in b"".join(entry.payload for entry in host.entries(job.job_id))
+    strict = host.run(NAN + "; __import__('time').sleep(1)", total_epochs=100, fail_on_non_finite=True)
+    assert strict.status is Status.FAILED
+    assert strict.error is not None
+    assert (strict.error.type, strict.error_message) == ("diverged", "train_loss became NaN or infinite")
+
+
+def test_a_failing_script_is_tried_again_as_often_as_allowed(host: Host) -> None:
+    job_id = host.submit(total_epochs=1, max_restarts=1)
+    host.wait_ended(host.attempt(job_id, "raise SystemExit(1)"))
+    waiting = host.store.get(job_id)
+    assert (waiting.status, waiting.attempt) == (Status.QUEUED, 1)
+    host.wait_placed(job_id)
+    host.wait_ended(host.attempt(job_id, "raise SystemExit(1)"))
+    assert host.store.get(job_id).status is Status.FAILED
+    assert [row["outcome"] for row in host.queries.attempts(job_id)] == ["failed", "failed"]
+    assert_gapless(host.entries(job_id))
+
+
+def test_a_stranger_is_refused_at_the_attempts_socket(host: Host) -> None:
+    import socket
+
+    job_id = host.submit(total_epochs=1)
+    supervisor = host.attempt(job_id, "import os, time; print(os.environ['EPOCHCAST_SOCKET']); time.sleep(3)")
+    from tests.waiting import wait_until
+
+    wait_until(lambda: host.logs(job_id), "the socket's path", timeout_s=20)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(host.logs(job_id)[0])
+        stranger.settimeout(5)
+        assert stranger.recv(1) == b"", "the supervisor closes a connection from outside its tree"
+    host.wait_ended(supervisor)

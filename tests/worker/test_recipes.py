@@ -1,0 +1,235 @@
+"""The recipes: they learn, repeat bit for bit over an interruption, stop in order, and name what is wrong with data."""
+
+import gzip
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from shared import recipes
+from tests.listening import Attempt, finished, listening
+from tests.waiting import wait_until
+
+SMALL = {
+    "image-classifier": {"dataset": "digits", "width": 8, "dropout": 0.2},
+    "tabular-classifier": {"dataset": "breast-cancer"},
+}
+
+
+def told(recipe: str, hyperparameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"recipe": recipe, "params": recipes.validate(recipe, hyperparameters), "total_epochs": 4, **more}
+
+
+def train(folder: Path, recipe: str, hyperparameters: dict[str, Any], **more: Any) -> tuple[Attempt, str]:
+    with listening(folder, **told(recipe, hyperparameters, **more)) as attempt:
+        code, output = attempt.train()
+        assert code == 0, output
+        wait_until(lambda: attempt.said("model"), "the model")
+    return attempt, output
+
+
+def refusal(folder: Path, recipe: str, hyperparameters: dict[str, Any]) -> str:
+    """The message of the user error that this ends with."""
+    with listening(folder, **told(recipe, hyperparameters)) as attempt:
+        code, output = attempt.train()
+        assert code == 1, output
+        wait_until(lambda: attempt.said("failure"), "the failure")
+    error = attempt.said("failure")[0]["error"]
+    assert error["type"] == "user_error"
+    message: str = error["detail"]
+    return message
+
+
+def weights(attempt: Attempt) -> bytes:
+    """The tensors of the model file, without its header (which names no attempt but isn't what is compared)."""
+    content = (attempt.out / "model.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_recipe_learns_and_says_so_each_epoch(tmp_path: Path, recipe: str) -> None:
+    attempt, _ = train(tmp_path / "a", recipe, SMALL[recipe])
+    reports = [report["metrics"] for report in attempt.said("report")]
+    assert [set(report) for report in reports] == [{"train_loss", "val_loss", "val_accuracy", "lr"}] * 4
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    assert reports[-1]["val_accuracy"] > 0.9
+    lines = [line["message"] for line in attempt.said("log")]
+    assert f"Epoch 4/4 - Loss: {reports[-1]['train_loss']:.4f}" in lines
+    assert [one["epoch"] for one in attempt.said("checkpoint")] == [1, 2, 3, 4]
+    del reports[-1]["lr"]
+    assert attempt.said("model")[0]["metrics"] == reports[-1]
+    with safe_open(attempt.out / "model.safetensors", "pt") as model:  # type: ignore[no-untyped-call]
+        about = json.loads(model.metadata()["epochcast"])
+    assert about["recipe"] == recipe
+    assert len(about["config"]["classes"]) in (2, 10)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_stopped_and_resumed_recipe_ends_with_the_same_model_bit_for_bit(tmp_path: Path, recipe: str) -> None:
+    whole, _ = train(tmp_path / "whole", recipe, SMALL[recipe], total_epochs=6)
+
+    with listening(tmp_path / "stopped", **told(recipe, SMALL[recipe], total_epochs=6)) as stopped:
+        process = stopped.start("-m", "worker.trainer")
+        wait_until(lambda: len(stopped.said("report")) >= 2, "two epochs", timeout_s=60)
+        process.send_signal(signal.SIGTERM)
+        code, output = finished(process)
+        wait_until(lambda: "Stopping" in str(stopped.said("log")) or len(stopped.said("epoch")) > 1, "the end")
+    assert code == 0, output
+    trained = len(stopped.said("checkpoint"))
+    assert 2 <= trained < 6
+    assert stopped.said("model") == []
+
+    resumed, _ = train(tmp_path / "resumed", recipe, SMALL[recipe], total_epochs=6, checkpoints=stopped.checkpoints())
+    assert [one["epoch"] for one in resumed.said("report")] == list(range(trained + 1, 7))
+    assert weights(resumed) == weights(whole)
+    assert resumed.said("report")[-1]["metrics"] == whole.said("report")[-1]["metrics"]
+    assert (resumed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
+def test_killed_after_the_last_epoch_the_model_is_saved_by_the_next_attempt(tmp_path: Path) -> None:
+    recipe = "tabular-classifier"
+    whole, _ = train(tmp_path / "whole", recipe, SMALL[recipe])
+    again, _ = train(tmp_path / "again", recipe, SMALL[recipe], checkpoints=whole.checkpoints())
+    assert again.said("report") == []
+    assert again.said("model")[0]["metrics"] == whole.said("model")[0]["metrics"]
+    assert weights(again) == weights(whole)
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    recipe = "tabular-classifier"
+    models = [train(tmp_path / f"{seed}", recipe, SMALL[recipe], seed=seed)[0] for seed in (0, 1)]
+    assert weights(models[0]) != weights(models[1])
+
+
+# --- Images
+
+
+def stripes(count: int, seed: int, size: int = 12) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Noise with a bright left or right half."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, count)
+    images = random.integers(0, 100, (count, size, size), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, label * size // 2 : (label + 1) * size // 2] += 100
+    return images, labels
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_folder_of_npz_files_is_split_and_learned(tmp_path: Path, model: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    images, labels = stripes(300, 0)
+    np.savez(data / "first.npz", images=images[:200], labels=np.array(["left", "right"])[labels[:200]])
+    np.savez(data / "second.npz", images=images[200:], labels=np.array(["left", "right"])[labels[200:]])
+    chosen = {"dataset": "npz", "data_dir": str(data), "model": model, "width": 4}
+    attempt, _ = train(tmp_path / "a", "image-classifier", chosen)
+    assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.9
+    assert "240 training and 60 validation images" in attempt.said("log")[0]["message"]
+
+
+def test_colour_images_with_a_split_of_their_own_are_learned(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, count in (("train", 200), ("val", 50)):
+        images, labels = stripes(count, count, size=9)
+        np.savez(data / f"{name}.npz", images=np.stack([images] * 3, axis=-1) / 255.0, labels=labels)
+    chosen = {"dataset": "npz", "data_dir": str(data), "width": 4}
+    attempt, _ = train(tmp_path / "a", "image-classifier", chosen)
+    assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.9
+    assert "200 training and 50 validation images of [3, 9, 9]" in attempt.said("log")[0]["message"]
+
+
+def test_fashion_mnist_is_read_from_its_own_files(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for part, count in (("train", 300), ("t10k", 60)):
+        images, labels = stripes(count, count, size=28)
+        (data / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (data / f"{part}-labels-idx1-ubyte").write_bytes(bytes(8) + labels.astype(np.uint8).tobytes())
+    chosen = {"dataset": "fashion-mnist", "data_dir": str(data), "width": 2}
+    attempt, _ = train(tmp_path / "a", "image-classifier", chosen, total_epochs=2)
+    assert "300 training and 60 validation images of [1, 28, 28]" in attempt.said("log")[0]["message"]
+    (data / "t10k-labels-idx1-ubyte").unlink()
+    assert "t10k-labels-idx1-ubyte.gz is missing" in refusal(tmp_path / "b", "image-classifier", chosen)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "holds no .npz file"),
+        ({"images": np.zeros((4, 8, 8))}, "no array named 'labels"),
+        ({"images": np.zeros((4, 8)), "labels": np.zeros(4)}, "needed: numbers (N, H, W[, C])"),
+        ({"images": np.zeros((4, 8, 8)), "labels": np.zeros(3)}, "one for each of the 4 images"),
+        ({"images": np.full((4, 8, 8), np.nan), "labels": np.arange(4)}, "NaN or infinity"),
+        ({"images": np.zeros((40, 8, 8)), "labels": np.zeros(40)}, "at least two"),
+        (b"PK rubbish", "can't be read"),
+    ],
+)
+def test_unusable_images_are_a_user_error_that_names_the_file(tmp_path: Path, arrays: Any, message: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    match arrays:
+        case dict():
+            np.savez(data / "mine.npz", **arrays)
+        case bytes():
+            (data / "mine.npz").write_bytes(arrays)
+    said = refusal(tmp_path / "a", "image-classifier", {"dataset": "npz", "data_dir": str(data)})
+    assert message in said
+
+
+# --- Tables
+
+
+def people(path: Path, rows: int = 200) -> None:
+    """Who says yes depends on age and colour; some ages are missing, and each name is another."""
+    random = np.random.default_rng(0)
+    lines = ["name,age,colour,answer"]
+    for row in range(rows):
+        age, colour = random.integers(18, 80), ("red", "green", "blue")[random.integers(3)]
+        answer = "yes" if (age > 50) == (colour != "blue") else "no"
+        lines.append(f'"Doe, {row}",{"" if row % 17 == 0 else age},{colour},{answer}')
+    path.write_text("\n".join(lines))
+
+
+def test_table_with_numbers_categories_gaps_and_names_is_learned(tmp_path: Path) -> None:
+    people(tmp_path / "people.csv")
+    chosen = {"dataset": "csv", "path": str(tmp_path / "people.csv"), "target": "answer", "lr": 0.01}
+    attempt, _ = train(tmp_path / "a", "tabular-classifier", chosen, total_epochs=40)
+    assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.75
+    with safe_open(attempt.out / "model.safetensors", "pt") as model:  # type: ignore[no-untyped-call]
+        config = json.loads(model.metadata()["epochcast"])["config"]
+    assert config["columns"] == ["age", "colour=blue", "colour=green", "colour=red"]
+    assert config["classes"] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "message"),
+    [
+        (None, "y", "can't be read on this host: No such file"),
+        ("", "y", "has no rows"),
+        ("x,y\n", "y", "has no rows"),
+        ("x,y\n1,a\n2,b\n", "z", "no column 'z' to predict; its columns are x, y"),
+        ("x,y\n1,a\n2,b,c\n", "y", "line 3 has 3 fields, the header 2"),
+        ("x,y\n1,a\n\n2,\n", "y", "line 4: y, the column to predict, is empty"),
+        ("x,x,y\n1,2,a\n", "y", "several columns named x"),
+        ("x,y\n1,a\n2,a\n3,a\n", "y", "has 1 different values"),
+        ("x,y\n" + "\n".join(f"{n},{n}" for n in range(30)), "y", "has 30 different values in 30 rows"),
+        ("x,y\n" + "\n".join(f"{n},{n % 2}" for n in range(30)) + "\nO7,1", "y", "line 32: column x is 'O7'"),
+        ("x,y\n" + "\n".join(f"{n},{n % 2}" for n in range(30)) + "\ninf,1", "y", "line 32: column x is 'inf'"),
+        ('x,y\n"1,a\n2,b\n', "y", "correct the quoting"),
+        (b"x,y\n\xff,1\n", "y", "is not UTF-8"),
+    ],
+)
+def test_unusable_table_is_a_user_error_that_names_line_and_column(
+    tmp_path: Path, content: str | bytes | None, target: str, message: str
+) -> None:
+    file = tmp_path / "table.csv"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refusal(tmp_path / "a", "tabular-classifier", {"dataset": "csv", "path": str(file), "target": target})
+    assert message in said
+    assert str(file) in said

@@ -1,0 +1,177 @@
+"""The trainer's process: a script runs as its own, whatever ends it arrives as a typed error with its code."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.listening import CHECKOUT, Attempt, finished, listening
+from tests.waiting import wait_until
+from tests.worker.test_failures import CUDA_OOM
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with one more recipe, `mine`, which tests write."""
+    root = tmp_path / "checkout"
+    shutil.copytree(CHECKOUT / "worker", root / "worker", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "epochcast").symlink_to(CHECKOUT / "epochcast")
+    (root / "shared").symlink_to(CHECKOUT / "shared")
+    return root
+
+
+def train(checkout: Path, tmp_path: Path, script: str, **told: Any) -> tuple[int, str, Attempt]:
+    (checkout / "worker/recipes/mine.py").write_text(script)
+    with listening(tmp_path / "attempt", recipe="mine", **told) as attempt:
+        code, output = attempt.train(checkout)
+        wait_until(lambda: code == 0 or attempt.packets or "def" not in output, "packets", timeout_s=2)
+    return code, output, attempt
+
+
+def error_of(attempt: Attempt) -> dict[str, Any]:
+    wait_until(lambda: attempt.said("failure"), "the failure")
+    error: dict[str, Any] = attempt.said("failure")[0]["error"]
+    return error
+
+
+RUNNING = """
+import epochcast
+import torch
+run = epochcast.init()
+for epoch in run.epochs():
+    for batch in run.batches(range(5)):
+        if (epoch, run.step) == (2, 3):
+            {fault}
+    run.report(epoch=epoch, train_loss=1.0)
+"""
+
+
+def test_cuda_oom_arrives_with_its_place_after_the_reports_before_it(checkout: Path, tmp_path: Path) -> None:
+    script = RUNNING.format(fault=f"raise torch.OutOfMemoryError({CUDA_OOM!r})")
+    code, output, attempt = train(checkout, tmp_path, script, params={"batch_size": 128})
+    error = error_of(attempt)
+    assert code == 1
+    assert (error["type"], error["message"]) == ("cuda_oom", "CUDA out of memory")
+    assert (error["epoch"], error["step"], error["rank"]) == (2, 3, 0)
+    assert error["memory"]["requested_gib"] == 20.0
+    assert error["verdict"].endswith("batch_size <= 96")
+    assert [packet["type"] for packet in attempt.packets] == ["report", "epoch", "failure"]
+    assert "torch.OutOfMemoryError: CUDA out of memory" in output
+
+
+def test_users_mistake_is_shown_by_their_own_lines_only(checkout: Path, tmp_path: Path) -> None:
+    code, _, attempt = train(checkout, tmp_path, RUNNING.format(fault='raise ValueError("no column named x")'))
+    error = error_of(attempt)
+    assert code == 1
+    assert (error["type"], error["message"]) == ("user_error", "ValueError: no column named x")
+    assert "mine.py" in error["traceback"]
+    assert "runpy" not in error["traceback"]
+    assert "trainer.py" not in error["traceback"]
+
+
+def test_syntax_error_names_file_and_line(checkout: Path, tmp_path: Path) -> None:
+    code, _, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
+    error = error_of(attempt)
+    assert (code, error["type"]) == (1, "user_error")
+    assert error["message"].startswith("SyntaxError: invalid syntax (mine.py, line 2)")
+    assert "trainer.py" not in error["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("script", "exit_code", "kind", "message"),
+    [
+        ("raise MemoryError", 1, "host_oom", "the host ran out of memory: MemoryError"),
+        ("import torch; torch.empty(10**15)", 1, "host_oom", "the host ran out of memory: "),
+        (
+            "import nothing_of_that_name",
+            1,
+            "environment",
+            "ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        ("raise KeyboardInterrupt", 1, "user_error", "KeyboardInterrupt"),
+        ("raise SystemExit('no data in /data')", 1, "user_error", "no data in /data"),
+        (
+            "import shared, sys; sys.exit(shared.__file__)",
+            1,
+            "environment",
+            "ModuleNotFoundError: No module named 'shared'",
+        ),
+    ],
+)
+def test_every_end_by_exception_is_a_typed_error(
+    checkout: Path, tmp_path: Path, script: str, exit_code: int, kind: str, message: str
+) -> None:
+    code, _, attempt = train(checkout, tmp_path, script)
+    error = error_of(attempt)
+    assert (code, error["type"]) == (exit_code, kind)
+    assert error["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("script", "exit_code"),
+    [
+        ("", 0),
+        ("import sys; sys.exit()", 0),
+        ("import sys; sys.exit(3)", 3),
+        ("import os; os.abort()", -signal.SIGABRT),
+    ],
+)
+def test_exit_codes_are_the_scripts_own(checkout: Path, tmp_path: Path, script: str, exit_code: int) -> None:
+    code, _, attempt = train(checkout, tmp_path, script)
+    assert code == exit_code
+    assert attempt.said("failure") == []
+
+
+def test_script_finds_its_own_modules_and_threads_not_the_platforms(checkout: Path, tmp_path: Path) -> None:
+    script = """
+import sys, torch
+print([name for name in sys.modules if name.partition(".")[0] in ("api", "shared", "worker")])
+print(__name__, torch.get_num_threads(), sys.argv)
+import epochcast.client
+"""
+    code, output, _ = train(checkout, tmp_path, script, threads=2)
+    assert code == 0, output
+    assert output.splitlines()[:2] == ["[]", f"__main__ 2 ['{checkout}/worker/recipes/mine.py']"]
+
+
+def test_printed_lines_leave_the_process_at_once(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "worker/recipes/mine.py").write_text("import time\nprint('here')\ntime.sleep(60)")
+    with listening(tmp_path / "attempt", recipe="mine") as attempt:
+        process = attempt.start("-m", "worker.trainer", checkout=checkout)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+        finished(process)
+
+
+def test_trainer_ends_when_its_supervisor_is_gone(checkout: Path, tmp_path: Path) -> None:
+    script = """
+import epochcast, time
+run = epochcast.init()
+for epoch in run.epochs():
+    run.report(epoch=epoch, train_loss=1.0)
+    time.sleep(0.01)
+"""
+    (checkout / "worker/recipes/mine.py").write_text(script)
+    with listening(tmp_path / "attempt", recipe="mine", total_epochs=100_000) as attempt:
+        process = attempt.start("-m", "worker.trainer", checkout=checkout)
+        wait_until(lambda: attempt.said("report"), "the first report")
+        attempt.hang_up()
+        code, output = finished(process)
+    assert code == 1
+    assert "the supervisor is gone" in output
+
+
+def test_started_by_hand_it_says_what_it_needs() -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.trainer"],
+        cwd=CHECKOUT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "EPOCHCAST_SOCKET" in done.stderr

@@ -1,0 +1,113 @@
+"""What the trainer says, and what its supervisor makes of it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from epochcast.jobs import JobError, TrainingJobSpec
+from worker.narrator import Narrator
+from worker.outcome import Cut
+from worker.recording import LocalCheckpoint, Uploader, judged_loss
+from worker.reports import (
+    Checkpointed,
+    EpochEnded,
+    Failure,
+    LogLine,
+    Message,
+    ModelSaved,
+    Report,
+    Resumed,
+    SavedFile,
+    Unreadable,
+)
+
+# Reports of one epoch from a script without run.epochs() belong together when they come within this time.
+MERGE_S = 0.1
+
+
+class Conversation:
+    """Takes the messages of all ranks in order. `end` asks the supervisor to end the attempt."""
+
+    def __init__(
+        self,
+        spec: TrainingJobSpec,
+        out: Path,
+        narrator: Narrator,
+        uploader: Uploader,
+        end: Callable[[Cut, JobError | None], None],
+    ) -> None:
+        """`out`: the attempt's output folder, where files that the trainer names must lie."""
+        self._spec = spec
+        self._out = out
+        self._narrator = narrator
+        self._uploader = uploader
+        self._end = end
+        self._tells_epochs = False
+        self.merge_at: float | None = None
+        self.last_report = time.monotonic()
+        self.failure: JobError | None = None
+        self.model: SavedFile | None = None
+
+    def take(self, message: Message) -> None:
+        match message:
+            case Report():
+                self._take_report(message)
+            case EpochEnded(epoch=epoch):
+                self._tells_epochs = True
+                if self._narrator.state.open_epoch == epoch:
+                    self._narrator.close_epoch()
+            case Checkpointed(saved=saved):
+                self._narrator.close_epoch()
+                self._take_checkpoint(saved)
+            case ModelSaved(saved=saved):
+                self._narrator.close_epoch()
+                if self._is_there(saved, "model"):
+                    self.model = saved
+            case LogLine(level=level, message=line):
+                self._narrator.log(level, line)
+            case Resumed():
+                self._take_resumed(message)
+            case Failure(error=error):
+                self._narrator.close_epoch()
+                # The first rank to fail is the cause; the others' time-outs follow from it.
+                self.failure = self.failure or error
+            case Unreadable(why=why):
+                self._narrator.log("WARNING", why)
+
+    def merge_when_due(self) -> None:
+        """Ends an epoch whose reports have stopped coming, for scripts that don't say when their epochs end."""
+        if self.merge_at is not None and time.monotonic() >= self.merge_at:
+            self.merge_at = None
+            self._narrator.close_epoch()
+
+    def _take_report(self, report: Report) -> None:
+        self.last_report = time.monotonic()
+        if report.rank != 0:
+            return
+        self._narrator.report(report)
+        if self._narrator.state.has_open_epoch and not self._tells_epochs:
+            self.merge_at = time.monotonic() + MERGE_S
+        if report.non_finite and self._spec.fail_on_non_finite:
+            message = f"{', '.join(report.non_finite)} became NaN or infinite"
+            self._end(Cut.DIVERGED, JobError(type="diverged", message=message, epoch=report.epoch, step=report.step))
+
+    def _take_checkpoint(self, saved: SavedFile) -> None:
+        path = saved.path(self._out)
+        if self._is_there(saved, "checkpoint") and path is not None:
+            loss = judged_loss(self._narrator.state.job.metrics)
+            self._uploader.add(LocalCheckpoint(path, saved.epoch, saved.step, saved.sha256, saved.bytes, loss))
+
+    def _is_there(self, saved: SavedFile, kind: str) -> bool:
+        if saved.path(self._out) is not None:
+            return True
+        line = f"{kind} {saved.file!r} is not in the attempt's output folder; it was not kept"
+        self._narrator.log("WARNING", line)
+        return False
+
+    def _take_resumed(self, resumed: Resumed) -> None:
+        for complaint in resumed.unreadable:
+            self._narrator.log("WARNING", f"checkpoint skipped: {complaint}")
+        if resumed.epoch is not None:
+            self._narrator.state.resume_at(resumed.epoch)
+            self._narrator.log("INFO", f"resumed after epoch {resumed.epoch}")
+            self._narrator.progress()

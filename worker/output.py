@@ -1,0 +1,48 @@
+"""The trainer's stdout and stderr: read as they come, kept raw for the log artifact up to a limit."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.lines import LineSplitter
+
+OUTPUT_KEPT_BYTES = 64 * 2**20
+_READ_BYTES = 256 * 1024
+
+
+class OutputFile:
+    """The raw output of an attempt, at most 64 MiB; what comes after that is in the event log only."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._room = OUTPUT_KEPT_BYTES
+
+    def write(self, block: bytes) -> None:
+        """Raises OSError (disk full)."""
+        self._file.write(block[: max(0, self._room)])
+        self._room -= len(block)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class OutputStream:
+    """One pipe of the trainer."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.is_closed = False
+        self._splitter = LineSplitter()
+
+    def read(self, output: OutputFile) -> Iterator[str]:
+        """The lines that have come in; at the end of the pipe what stands behind the last newline."""
+        try:
+            block = os.read(self.descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if block:
+            output.write(block)
+            yield from self._splitter.feed(block)
+        else:
+            self.is_closed = True
+            yield from self._splitter.finish()
