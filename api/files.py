@@ -27,11 +27,10 @@ async def file_response(
     # A range of another version of the file would be glued to the wrong beginning.
     if wanted is not None and request.headers.get("if-range", etag) != etag:
         wanted = None
-    start, end = _range(wanted, size, headers)
+    part = _range(wanted, size, headers)
+    status, (start, end) = (200, (0, size)) if part is None else (206, part)
     headers["Content-Length"] = str(end - start)
-    status = 200
-    if wanted is not None and _RANGE.fullmatch(wanted):
-        status = 206
+    if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type="application/octet-stream")
@@ -46,11 +45,11 @@ async def file_response(
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 
-def _range(wanted: str | None, size: int, headers: dict[str, str]) -> tuple[int, int]:
-    """Start and end (exclusive) of what to send. Anything but one range of bytes is ignored, as RFC 9110 asks."""
+def _range(wanted: str | None, size: int, headers: dict[str, str]) -> tuple[int, int] | None:
+    """Start and end (exclusive) of what to send; None: all of it, for anything but one range of bytes (RFC 9110)."""
     found = _RANGE.fullmatch(wanted) if wanted is not None else None
     if found is None or not (found[1] or found[2]):
-        return 0, size
+        return None
     if not found[1]:
         start, end = max(0, size - int(found[2])), size
     else:

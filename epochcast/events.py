@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from epochcast.jobs import AwareTimestamp, JobError, Metrics, Status
+from epochcast.jobs import AwareTimestamp, JobError, Metrics, Status, loss_of
 
 MAX_LOG_BYTES = 8 * 1024
 
@@ -65,6 +65,13 @@ class _Message(BaseModel):
     timestamp: AwareTimestamp
 
 
+class _NoLoss(_Message):
+    @property
+    def current_loss(self) -> None:
+        """None: so that code which prints each message's loss needs no look at its type."""
+        return None
+
+
 class Progress(_Message):
     """The job's state now: every epoch, and at every change of status."""
 
@@ -80,7 +87,7 @@ class Progress(_Message):
     """True when history that a cursor asked for is gone; absent otherwise."""
 
 
-class Log(_Message):
+class Log(_NoLoss):
     """One line of the job's log."""
 
     type: Literal["log"] = "log"
@@ -96,8 +103,13 @@ class Complete(_Message):
     final_metrics: Metrics = Field(default_factory=dict)
     duration_s: float | None = None
 
+    @property
+    def current_loss(self) -> float | None:
+        """The final training loss, as `progress` names it; not on the wire."""
+        return loss_of(self.final_metrics)
 
-class Error(_Message):
+
+class Error(_NoLoss):
     """The job failed. Terminal."""
 
     type: Literal["error"] = "error"

@@ -5,8 +5,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    model_validator,
+)
 
 MAX_JOB_ID = 2**63 - 1
 
@@ -156,6 +164,14 @@ class HostPlacement(BaseModel):
 
 Metrics = dict[str, float | None]
 """Metric name to value; None where the value was NaN or infinite."""
+
+
+def loss_of(metrics: Metrics) -> float | None:
+    """`current_loss`: train_loss, else loss, else val_loss; None where none is a number."""
+    for name in ("train_loss", "loss", "val_loss"):
+        if name in metrics:
+            return metrics[name]
+    return None
 
 
 def _aware(value: Any) -> Any:

@@ -58,7 +58,7 @@ def archived_bytes(connection: sa.Connection, job_id: int) -> int:
 
 
 def trim(connection: sa.Connection, job_id: int, limit_bytes: int) -> int:
-    """Brings a job's archive under `limit_bytes`: oldest logs first, then whole oldest chunks. Returns the bytes left."""
+    """Brings a job's archive under `limit_bytes`: oldest logs go first, then oldest chunks. Returns the bytes left."""
     left = archived_bytes(connection, job_id)
     rows = connection.execute(
         sa.select(event_chunks.c.generation, event_chunks.c.first_seq, event_chunks.c.payload)

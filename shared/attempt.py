@@ -178,7 +178,7 @@ def _unannounced(connection: sa.Connection, row: Row) -> tuple[Entry, ...]:
 
 
 class AttemptRecord:
-    """The fenced writes of one attempt. Each raises LeaseLost once the fence is gone, DatabaseUnavailable in an outage."""
+    """One attempt's fenced writes. Each raises LeaseLost once the fence is gone, DatabaseUnavailable in an outage."""
 
     def __init__(self, database: Database, claim: Claim, *, archive_limit_bytes: int, checkpoints_kept: int) -> None:
         self.database = database

@@ -59,7 +59,7 @@ class Database:
 
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
-            # A deferred transaction that turns into a write fails at once whatever the timeout, so writers say so first.
+            # A deferred transaction that turns into a write fails at once, whatever the timeout: writers say so first.
             writes = connection.get_execution_options().get("epochcast_writes", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -97,7 +97,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that may write: committed at the end, rolled back on any exception. Raises DatabaseUnavailable."""
+        """A transaction that may write: committed at the end, rolled back on an exception. Raises DatabaseUnavailable."""
         with self._transaction(writes=True) as connection:
             yield connection
 

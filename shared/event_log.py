@@ -107,8 +107,8 @@ redis.call('XADD', log, 'MAXLEN', '~', ARGV[10], id,
 if announce == '1' then
   redis.call('SET', snapshot, ARGV[12])
   redis.call('SET', current, ARGV[13])
-  redis.call('PUBLISH', ARGV[14],
-    id .. ' ' .. prev .. ' ' .. ARGV[4] .. ' ' .. ARGV[5] .. ' ' .. (gap == '' and '-' or gap) .. ' ' .. ARGV[6] .. '\\n' .. ARGV[11])
+  local header = table.concat({id, prev, ARGV[4], ARGV[5], gap == '' and '-' or gap, ARGV[6]}, ' ')
+  redis.call('PUBLISH', ARGV[14], header .. '\\n' .. ARGV[11])
 end
 for _, key in ipairs({log, snapshot, current}) do
   if expire_s > 0 then redis.call('EXPIRE', key, expire_s) else redis.call('PERSIST', key) end
@@ -212,7 +212,7 @@ def entry_of_feed(data: bytes) -> Entry:
 
 
 def first_hole(cursor: EventId, entries: Sequence[Entry]) -> int | None:
-    """The index of the first entry that doesn't follow what came before it (`cursor`, then the entries); None: gapless."""
+    """The index of the first entry that doesn't follow what came before it (first `cursor`); None: gapless."""
     before = cursor
     for index, entry in enumerate(entries):
         # A predecessor before our cursor is no hole: a new generation names the last event that SQL knew of.

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from epochcast.events import Complete, EventId, Log, Progress
-from epochcast.jobs import Metrics, Status, TrainingJob
+from epochcast.jobs import Metrics, Status, TrainingJob, loss_of
 from shared.attempt import MetricPoint, ProgressState
 from shared.rows import progress_message
 from worker.lines import Level
@@ -71,7 +71,8 @@ class JobState:
         epoch, metrics, non_finite = self._open_epoch, self._open_metrics, self._open_non_finite
         self._open_epoch, self._open_metrics, self._open_non_finite = None, {}, []
         now = self._clock()
-        if self._emitted_epoch is None or epoch > self._emitted_epoch:
+        # Not the first: imports and data loading stand before it, and the ETA would count them for every epoch.
+        if self._emitted_epoch is not None and epoch > self._emitted_epoch:
             self._durations.append(now - self._epoch_began)
         self._epoch_began = now
         self._emitted_epoch = epoch
@@ -173,14 +174,6 @@ CHANGING = (
 def changes_of(job: TrainingJob) -> dict[str, Any]:
     """The fields that an event of a running attempt may change, ready for JSON."""
     return job.model_dump(mode="json", include=set(CHANGING))
-
-
-def loss_of(metrics: Metrics) -> float | None:
-    """`current_loss`: train_loss, else loss, else val_loss; None where none is a number."""
-    for name in ("train_loss", "loss", "val_loss"):
-        if name in metrics:
-            return metrics[name]
-    return None
 
 
 def complete_message(final_metrics: Metrics) -> Callable[[TrainingJob, EventId], Complete]:

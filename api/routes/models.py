@@ -29,7 +29,8 @@ async def get_model(gateway: Here, identity: Reader, model_id: ModelId) -> dict[
     return _model(await gateway.record(gateway.queries.model, model_id, visible_to(identity)))
 
 
-@router.api_route("/models/{model_id}/file", methods=["GET", "HEAD"], response_class=Response)
+@router.head("/models/{model_id}/file", include_in_schema=False)
+@router.get("/models/{model_id}/file", response_class=Response)
 async def model_file(request: Request, gateway: Here, identity: Reader, model_id: ModelId) -> Response:
     """The safetensors file; `Range` resumes a download."""
     row = await gateway.record(gateway.queries.model, model_id, visible_to(identity))
@@ -61,9 +62,8 @@ def _artifact(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@router.api_route(
-    "/training-jobs/{job_id}/artifacts/{artifact_id}/file", methods=["GET", "HEAD"], response_class=Response
-)
+@router.head("/training-jobs/{job_id}/artifacts/{artifact_id}/file", include_in_schema=False)
+@router.get("/training-jobs/{job_id}/artifacts/{artifact_id}/file", response_class=Response)
 async def artifact_file(
     request: Request, gateway: Here, identity: Reader, job_id: JobId, artifact_id: ArtifactId
 ) -> Response:

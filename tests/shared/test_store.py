@@ -251,9 +251,7 @@ def test_restart_resumes_from_the_pointer_or_from_scratch(database: Database, st
         store.restart(job.job_id)
     record = record_of(database, claim_placed(database, job.job_id))
     record.commit_checkpoint(StoredFile("checkpoint", "one", 1, "0" * 64, epoch=4))
-    record.finish(
-        Status.STOPPED, seq=2, prev=EventId(2, 1), make_event=progress_message, lease_s=60, outcome="stopped"
-    )
+    record.finish(Status.STOPPED, seq=2, prev=EventId(2, 1), make_event=progress_message, lease_s=60, outcome="stopped")
     again = store.restart(job.job_id)
     assert (again.status, again.generation, again.current_epoch, again.progress) == (Status.QUEUED, 3, 4, 0.4)
     with pytest.raises(LeaseLost):
@@ -294,8 +292,6 @@ def test_each_transition_names_the_event_before_it(database: Database, store: St
     record.requeue("drained", "deploy")
     with database.read() as connection:
         rows = connection.execute(
-            sa.select(transition_events.c.generation, transition_events.c.prev).order_by(
-                transition_events.c.generation
-            )
+            sa.select(transition_events.c.generation, transition_events.c.prev).order_by(transition_events.c.generation)
         ).all()
     assert [tuple(row) for row in rows] == [(1, "0-0"), (2, "1-1"), (3, "2-7")]

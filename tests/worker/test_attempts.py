@@ -1,6 +1,5 @@
 """One attempt at a time with real processes: what a script says, how it ends, and what is left of it."""
 
-import os
 from pathlib import Path
 
 import pytest
