@@ -20,6 +20,7 @@ help:
 	@echo "make setup   only .venv with everything pinned (the others do it too)"
 
 setup: $(STAMP)
+	@:
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 with venv found; install one (Debian: python3-venv), or say PYTHON=/path/to/python3.11"; exit 1; }

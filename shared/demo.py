@@ -51,11 +51,14 @@ def platform(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, st
     print("starting Redis, gateway and worker …", flush=True)
     started = time.monotonic()
     command = [sys.executable, "-m", "shared.local", "--port", "0", "--data-dir", str(folder / "data")]
+    (folder / "tmp").mkdir()
+    # Its own temporary folder: torch leaves a cache there.
+    own = {"XDG_STATE_HOME": str(folder / "state"), "TMPDIR": str(folder / "tmp")}
     with (folder / "platform.log").open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=CHECKOUT,
-            env={**environment, "XDG_STATE_HOME": str(folder / "state")},
+            env={**environment, **own},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -33,11 +33,9 @@ def resolve_settings(options: argparse.Namespace, folder: DataFolder) -> Setting
     """
     settings = settings_module.from_environment()
     port = settings.port if options.port is None else options.port
-    # Half the cores: the machine stays usable, and each trainer gets two threads.
-    slots = options.slots if options.slots is not None else settings.slots
     changes = {
         "port": _checked_port(settings.bind, port) if port else free_port(),
-        "slots": max(1, (os.cpu_count() or 1) // 2) if slots is None else slots,
+        "slots": settings.slots if options.slots is None else options.slots,
         "auth": "none" if options.no_auth else settings.auth,
         "secret": settings.secret or SecretStr(folder.secret()),
     }

@@ -129,7 +129,8 @@ class Stack:
             "EPOCHCAST_SECRET": secret.get_secret_value() if secret else "",
             "EPOCHCAST_AUTH": self.settings.auth,
             "EPOCHCAST_PORT": str(self.settings.port),
-            "EPOCHCAST_SLOTS": str(self.settings.slots),
+            # Empty counts as unset: the worker then decides.
+            "EPOCHCAST_SLOTS": "" if self.settings.slots is None else str(self.settings.slots),
         }
 
     async def _unless_dead(self, service: Service, ready: Coroutine[Any, Any, None]) -> None:

@@ -26,9 +26,9 @@ CUDA_OOM = (
     "Memory Management  (https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
 )
 FRAGMENTED = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.00 GiB of which 512.00 MiB "
-    "is free. Including non-PyTorch memory, this process has 78.00 GiB memory in use. Of the allocated memory 50.00 GiB is "
-    "allocated by PyTorch, and 27.00 GiB is reserved by PyTorch but unallocated."
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.00 GiB of which 512.00 MiB is "
+    "free. Including non-PyTorch memory, this process has 78.00 GiB memory in use. Of the allocated memory 50.00 GiB "
+    "is allocated by PyTorch, and 27.00 GiB is reserved by PyTorch but unallocated."
 )
 
 

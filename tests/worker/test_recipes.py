@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors import safe_open
 from shared import recipes
 from tests.listening import Attempt, finished, listening
 from tests.waiting import wait_until
+from worker.recipes import image_classifier as images
+from worker.recipes import tabular_classifier as tables
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "image-classifier": {"dataset": "digits", "width": 8, "dropout": 0.2},
     "tabular-classifier": {"dataset": "breast-cancer"},
 }
@@ -30,18 +33,6 @@ def train(folder: Path, recipe: str, hyperparameters: dict[str, Any], **more: An
         assert code == 0, output
         wait_until(lambda: attempt.said("model"), "the model")
     return attempt, output
-
-
-def refusal(folder: Path, recipe: str, hyperparameters: dict[str, Any]) -> str:
-    """The message of the user error that this ends with."""
-    with listening(folder, **told(recipe, hyperparameters)) as attempt:
-        code, output = attempt.train()
-        assert code == 1, output
-        wait_until(lambda: attempt.said("failure"), "the failure")
-    error = attempt.said("failure")[0]["error"]
-    assert error["type"] == "user_error"
-    message: str = error["detail"]
-    return message
 
 
 def weights(attempt: Attempt) -> bytes:
@@ -62,7 +53,7 @@ def test_recipe_learns_and_says_so_each_epoch(tmp_path: Path, recipe: str) -> No
     assert [one["epoch"] for one in attempt.said("checkpoint")] == [1, 2, 3, 4]
     del reports[-1]["lr"]
     assert attempt.said("model")[0]["metrics"] == reports[-1]
-    with safe_open(attempt.out / "model.safetensors", "pt") as model:  # type: ignore[no-untyped-call]
+    with safe_open(attempt.out / "model.safetensors", "pt") as model:
         about = json.loads(model.metadata()["epochcast"])
     assert about["recipe"] == recipe
     assert len(about["config"]["classes"]) in (2, 10)
@@ -112,19 +103,19 @@ def stripes(count: int, seed: int, size: int = 12) -> tuple[np.ndarray[Any, Any]
     """Noise with a bright left or right half."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, count)
-    images = random.integers(0, 100, (count, size, size), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
+    pictures = random.integers(0, 100, (count, size, size), dtype=np.uint8)
+    for image, label in zip(pictures, labels, strict=True):
         image[:, label * size // 2 : (label + 1) * size // 2] += 100
-    return images, labels
+    return pictures, labels
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_folder_of_npz_files_is_split_and_learned(tmp_path: Path, model: str) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    images, labels = stripes(300, 0)
-    np.savez(data / "first.npz", images=images[:200], labels=np.array(["left", "right"])[labels[:200]])
-    np.savez(data / "second.npz", images=images[200:], labels=np.array(["left", "right"])[labels[200:]])
+    pictures, labels = stripes(300, 0)
+    np.savez(data / "first.npz", images=pictures[:200], labels=np.array(["left", "right"])[labels[:200]])
+    np.savez(data / "second.npz", images=pictures[200:], labels=np.array(["left", "right"])[labels[200:]])
     chosen = {"dataset": "npz", "data_dir": str(data), "model": model, "width": 4}
     attempt, _ = train(tmp_path / "a", "image-classifier", chosen)
     assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.9
@@ -135,8 +126,8 @@ def test_colour_images_with_a_split_of_their_own_are_learned(tmp_path: Path) -> 
     data = tmp_path / "data"
     data.mkdir()
     for name, count in (("train", 200), ("val", 50)):
-        images, labels = stripes(count, count, size=9)
-        np.savez(data / f"{name}.npz", images=np.stack([images] * 3, axis=-1) / 255.0, labels=labels)
+        pictures, labels = stripes(count, count, size=9)
+        np.savez(data / f"{name}.npz", images=np.stack([pictures] * 3, axis=-1) / 255.0, labels=labels)
     chosen = {"dataset": "npz", "data_dir": str(data), "width": 4}
     attempt, _ = train(tmp_path / "a", "image-classifier", chosen)
     assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.9
@@ -147,14 +138,15 @@ def test_fashion_mnist_is_read_from_its_own_files(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for part, count in (("train", 300), ("t10k", 60)):
-        images, labels = stripes(count, count, size=28)
-        (data / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        pictures, labels = stripes(count, count, size=28)
+        (data / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pictures.tobytes()))
         (data / f"{part}-labels-idx1-ubyte").write_bytes(bytes(8) + labels.astype(np.uint8).tobytes())
     chosen = {"dataset": "fashion-mnist", "data_dir": str(data), "width": 2}
     attempt, _ = train(tmp_path / "a", "image-classifier", chosen, total_epochs=2)
     assert "300 training and 60 validation images of [1, 28, 28]" in attempt.said("log")[0]["message"]
     (data / "t10k-labels-idx1-ubyte").unlink()
-    assert "t10k-labels-idx1-ubyte.gz is missing" in refusal(tmp_path / "b", "image-classifier", chosen)
+    with pytest.raises(images.DataError, match=r"t10k-labels-idx1-ubyte\.gz is missing"):
+        images.load_data(recipes.validate("image-classifier", chosen), 0)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +169,9 @@ def test_unusable_images_are_a_user_error_that_names_the_file(tmp_path: Path, ar
             np.savez(data / "mine.npz", **arrays)
         case bytes():
             (data / "mine.npz").write_bytes(arrays)
-    said = refusal(tmp_path / "a", "image-classifier", {"dataset": "npz", "data_dir": str(data)})
-    assert message in said
+    hyperparameters = recipes.validate("image-classifier", {"dataset": "npz", "data_dir": str(data)})
+    with pytest.raises(images.DataError, match=re.escape(message)):
+        images.load_data(hyperparameters, 0)
 
 
 # --- Tables
@@ -200,7 +193,7 @@ def test_table_with_numbers_categories_gaps_and_names_is_learned(tmp_path: Path)
     chosen = {"dataset": "csv", "path": str(tmp_path / "people.csv"), "target": "answer", "lr": 0.01}
     attempt, _ = train(tmp_path / "a", "tabular-classifier", chosen, total_epochs=40)
     assert attempt.said("report")[-1]["metrics"]["val_accuracy"] > 0.75
-    with safe_open(attempt.out / "model.safetensors", "pt") as model:  # type: ignore[no-untyped-call]
+    with safe_open(attempt.out / "model.safetensors", "pt") as model:
         config = json.loads(model.metadata()["epochcast"])["config"]
     assert config["columns"] == ["age", "colour=blue", "colour=green", "colour=red"]
     assert config["classes"] == ["no", "yes"]
@@ -230,6 +223,17 @@ def test_unusable_table_is_a_user_error_that_names_line_and_column(
     file = tmp_path / "table.csv"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    said = refusal(tmp_path / "a", "tabular-classifier", {"dataset": "csv", "path": str(file), "target": target})
-    assert message in said
-    assert str(file) in said
+    hyperparameters = recipes.validate("tabular-classifier", {"dataset": "csv", "path": str(file), "target": target})
+    with pytest.raises(tables.DataError, match=re.escape(message)) as refusal:
+        tables.load_table(hyperparameters)
+    assert str(file) in str(refusal.value)
+
+
+def test_data_error_ends_a_job_as_a_user_error(tmp_path: Path) -> None:
+    chosen = {"dataset": "csv", "path": str(tmp_path / "gone.csv"), "target": "y"}
+    with listening(tmp_path / "a", **told("tabular-classifier", chosen)) as attempt:
+        code, _ = attempt.train()
+        wait_until(lambda: attempt.said("failure"), "the failure")
+    error = attempt.said("failure")[0]["error"]
+    assert (code, error["type"]) == (1, "user_error")
+    assert error["message"].startswith(f"DataError: {tmp_path}/gone.csv can't be read on this host: No such file")

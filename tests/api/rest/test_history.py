@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.downsampling import downsample
-from epochcast.events import Complete, decode, encode
+from epochcast.events import encode
 from shared.attempt import MetricPoint
 from shared.database import Database
-from shared.rows import progress_message
+from shared.rows import moment, progress_message
 from tests.api.rest.served import Served, problem
 from tests.api.training import Training
 
@@ -70,10 +71,6 @@ def test_events_that_redis_lost_come_from_the_record(alice: httpx2.Client, run: 
     run.client.flushall()
     page = alice.get(f"{JOBS}/{run.job_id}/events").json()
     assert [event["id"] for event in page["items"]] == ["1-1"] + [f"2-{seq}" for seq in range(1, 8)]
-    assert (
-        isinstance(decode(encode(decode(alice.get(f"{JOBS}/{run.job_id}/events?after=2-6").content[10:-40]))), Complete)
-        or True
-    )
     assert page["items"][-1]["type"] == "complete"
     assert page["resync"] is False
 
@@ -82,8 +79,6 @@ def test_events_that_everybody_lost_are_a_resync(alice: httpx2.Client, run: Trai
     run.start().report(3)
     lost = run.report(3, ship=False)
     (after_it,) = run.report(1, ship=False)
-    from dataclasses import replace
-
     run.append(replace(after_it, gap=True))
     page = alice.get(f"{JOBS}/{run.job_id}/events").json()
     assert page["resync"] is True
@@ -116,8 +111,10 @@ def test_logs_are_filtered_by_level_and_shown_as_text(alice: httpx2.Client, run:
 def test_a_running_job_is_read_from_the_workers_snapshot(alice: httpx2.Client, run: Training) -> None:
     run.start()
     (entry,) = run.report(1, ship=False)
-    shown = run.job.model_copy(update={"current_epoch": 7, "last_event_id": str(entry.id), "timestamp": time.time()})
-    snapshot = type(shown).model_validate(shown.model_dump()).model_dump_json().encode()
+    shown = run.job.model_copy(
+        update={"current_epoch": 7, "last_event_id": str(entry.id), "timestamp": moment(time.time())}
+    )
+    snapshot = shown.model_dump_json().encode()
     run.log.append(run.job_id, entry, snapshot=snapshot, current=encode(progress_message(run.job)))
     assert alice.get(f"{JOBS}/{run.job_id}").content == snapshot
 
@@ -125,8 +122,8 @@ def test_a_running_job_is_read_from_the_workers_snapshot(alice: httpx2.Client, r
 def test_an_older_snapshot_than_the_record_is_not_shown(alice: httpx2.Client, run: Training) -> None:
     run.start()
     (entry,) = run.report(1, ship=False)
-    old = run.job.model_copy(update={"last_event_id": "2-1", "timestamp": 0})
-    snapshot = type(old).model_validate(old.model_dump()).model_dump_json().encode()
+    old = run.job.model_copy(update={"last_event_id": "2-1", "timestamp": moment(0)})
+    snapshot = old.model_dump_json().encode()
     run.log.append(run.job_id, entry, snapshot=snapshot, current=encode(progress_message(run.job)))
     run.finish(ship=False)
     assert alice.get(f"{JOBS}/{run.job_id}").json()["status"] == "succeeded"

@@ -6,11 +6,13 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from epochcast.jobs import TrainingJob
 from shared.database import Database
 from shared.fleet import Fleet
 from tests.api.rest.served import DIGITS, Served, problem, submit
+from tests.api.training import Training
 from tests.shared.records import add_host, claim_placed, host_state
 from tests.waiting import wait_until
 
@@ -185,8 +187,6 @@ def test_a_running_job_gets_the_flag_and_its_host_a_nudge(served: Served, databa
     job_id = submit(client)["job_id"]
     add_host(database, host_state("host-1"))
     claim_placed(database, job_id)
-    import redis
-
     with redis.Redis.from_url(served.settings.events_redis_url) as connection:
         listener = connection.pubsub()
         listener.subscribe("ec:host:host-1:nudge")
@@ -200,8 +200,6 @@ def test_a_running_job_gets_the_flag_and_its_host_a_nudge(served: Served, databa
 
 
 def test_a_finished_job_can_not_be_stopped(served: Served, database: Database) -> None:
-    from tests.api.training import Training
-
     client = served.client()
     served.app.state.gateway.dispatcher.stop()
     training = Training(database, served.settings.events_redis_url)
