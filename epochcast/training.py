@@ -1,33 +1,17 @@
-"""Inside a training script: `run = epochcast.init()`, then its parameters, epochs, reports, checkpoints and model."""
+"""Inside a training script: `run = epochcast.init()` (contract §5); everything else is asked of the run."""
 
-import operator
 import os
-import signal
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any
 
-from epochcast import job_file, randomness
-from epochcast.job_file import JobFile
-from epochcast.reporting import AttemptSocket, Disconnected, Outlet, Terminal, finite, short
-from epochcast.state import State, plain
-
-if TYPE_CHECKING:
-    import torch
-
-    from epochcast.checkpoints import Checkpoint, Written
+from epochcast import job_file
+from epochcast.reporting import AttemptSocket, Disconnected, Terminal
+from epochcast.run import Run
 
 __all__ = ["Disconnected", "Run", "current_run", "init"]
 
-Batch = TypeVar("Batch")
-Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-_current: "Run | None" = None
+_current: Run | None = None
 
 
 def init(
@@ -36,7 +20,7 @@ def init(
     total_epochs: int = 1,
     seed: int = 0,
     out_dir: str | Path = "epochcast-run",
-) -> "Run":
+) -> Run:
     """This process's run; called again, the same one.
 
     Inside a job the job decides, and `params` only fills in what the job doesn't name. Outside one the arguments are
@@ -55,230 +39,8 @@ def init(
     return run
 
 
-def current_run() -> "Run | None":
+def current_run() -> Run | None:
     """The run that `init` made in this process, if it was called."""
-    return _current if _current is not None and _current.pid == os.getpid() else None
-
-
-class Run:
-    """A script's handle on its job. `params`: the hyperparameters; `rank`: 0 in a single process."""
-
-    def __init__(self, job: JobFile, outlet: Outlet) -> None:
-        self.params = job.params
-        self.total_epochs = job.total_epochs
-        self.seed = job.seed
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.pid = os.getpid()
-        self.epoch = 0
-        """The epoch under way or, after it, the last one; after a resume, the checkpoint's."""
-        self.step: int | None = None
-        """The batch under way inside `batches`, from 1; None elsewhere."""
-        self.broke_off_at: int | None = None
-        """The batch whose step left the loop over `batches` before its end, by `break` or an exception."""
-        self._job = job
-        self._outlet = outlet
-        self._state = State()
-        self._stopping = False
-        self._cut_short = False
-        self._finished = False
-        self._checkpointed: tuple[int, int | None] | None = None
-        self._resumable_in_epoch = False
-        self._unfinished: Checkpoint | None = None
-        randomness.reseed(self.seed, 0, 0)  # the same for all ranks: they begin with equal weights
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was asked. `epochs` and `batches` then end by themselves; other loops should look here."""
-        return self._stopping
-
-    @property
-    def finished(self) -> bool:
-        """Whether `epochs` has come to its end: the last epoch is trained, here or before a resume."""
-        return self._finished
-
-    def state(self, **objects: Any) -> None:
-        """Names what a checkpoint holds: objects with `state_dict()` and `load_state_dict()`, dicts and lists.
-
-        Dicts and lists are for what has no state_dict (a best loss, a history); `resume` fills them in place.
-        """
-        self._state.add(objects)
-
-    def resume(self) -> bool:
-        """Loads the newest readable checkpoint into the objects given to `state`; False if there is none."""
-        contents = self.load()
-        if contents is None:
-            return False
-        self._state.fill_from(contents)
-        return True
-
-    def load(self) -> dict[str, Any] | None:
-        """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it."""
-        from epochcast.checkpoints import UnreadableCheckpoint, read
-
-        unreadable: list[str] = []
-        for file in self._job.checkpoints:
-            try:
-                found = read(file)
-            except UnreadableCheckpoint as error:
-                unreadable.append(short(f"{file.name}: {error}"))
-                self.log(f"Checkpoint {file.name} can't be read ({error}); trying the one before it", "WARNING")
-                continue
-            self._continue_after(found)
-            self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
-            return found.contents
+    if _current is None or _current.is_closed or _current.pid != os.getpid():
         return None
-
-    def epochs(self) -> Iterator[int]:
-        """The epochs to train, up to `total_epochs`: from 1, or after the checkpoint that `resume` or `load` loaded.
-
-        Seeds Python, numpy and torch before each. Ends after an epoch in which a stop was asked; what was given to
-        `state` is then checkpointed, unless the script has just done so.
-        """
-        first = self.epoch + (self._unfinished is None)
-        for epoch in range(first, self.total_epochs + 1):
-            if self._stopping:
-                return
-            self.epoch, self.broke_off_at, self._cut_short = epoch, None, False
-            randomness.reseed(self.seed, epoch, self.rank)
-            yield epoch
-            if not self._cut_short:
-                self._send("epoch", epoch=epoch)
-            if self._stopping and self._state and self._checkpointed != (epoch, None):
-                self.checkpoint()
-        self._finished = not self._cut_short
-
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The loader's batches, ending after the step in which a stop was asked. One such loop an epoch.
-
-        An epoch that ends so is neither reported nor checkpointed, and a resumed attempt repeats it from its start:
-        what a script carries from step to step outside `state` (sums, gradients) would be lost if it went on inside.
-        A script that calls `checkpoint()` at the end of a step says that its state is complete there. Such checkpoints,
-        and then also one made at the stop, go on at the next batch, with all random states as they were.
-        """
-        iterator = iter(loader)
-        batch_count = operator.length_hint(loader, -1)
-        done = self._skip_done(iterator)
-        try:
-            while not self._stopping or done == batch_count:
-                self.step = done + 1
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
-                yield batch
-                done += 1
-            self._cut_epoch_short(done)
-        except GeneratorExit:
-            self.broke_off_at = self.step
-            raise
-        finally:
-            self.step = None
-
-    def report(self, *, epoch: int, step: int | None = None, **metrics: Any) -> None:
-        """Tells everybody this epoch's metrics: numbers or one-element tensors. Reports of one epoch are merged.
-
-        Hands one packet to the kernel and returns; nothing else is waited for. Raises Disconnected.
-        """
-        if self._cut_short:
-            return
-        self.epoch = operator.index(epoch)
-        step = None if step is None else operator.index(step)
-        values, non_finite = finite(metrics)
-        self._send("report", epoch=self.epoch, step=step, metrics=values, non_finite=non_finite, time=time.time())
-
-    def checkpoint(self, **contents: Any) -> None:
-        """Keeps the objects given to `state`, or `contents` for `load`, so that the job can go on from here.
-
-        On disk when this returns. Other ranks than 0 write nothing. Raises Disconnected, OSError (disk full), and
-        TypeError for contents that couldn't be read back.
-        """
-        if self.rank != 0 or self._cut_short:
-            return
-        self._write_checkpoint(plain(contents) if contents else self._state.contents())
-        self._resumable_in_epoch |= self.step is not None and not contents
-
-    def save_model(
-        self,
-        model: "torch.nn.Module",
-        metrics: Mapping[str, Any] | None = None,
-        name: str = "model.safetensors",
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Keeps the trained weights as safetensors, with `metrics` for the registry and as final metrics.
-
-        `config`: JSON values from which the model can be built again; they stand in the file's metadata.
-        """
-        from epochcast.checkpoints import write_model
-
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"model name {name!r} is not a plain file name, such as model.safetensors")
-        values, non_finite = finite(metrics or {})
-        if self.rank == 0:
-            about = {"recipe": self._job.recipe, "params": self.params, "seed": self.seed, "epoch": self.epoch}
-            written = write_model(self._job.out_dir / name, model, {**about, "config": dict(config or {})})
-            self._send_file("model", written, metrics=values, non_finite=non_finite)
-
-    def log(self, message: object, level: Level = "INFO") -> None:
-        """One line of the job's log."""
-        if level not in _LEVELS:
-            raise ValueError(f"log level {level!r} is not one of {', '.join(_LEVELS)}")
-        self._send("log", level=level, message=short(message))
-
-    def fail(self, error: Mapping[str, Any]) -> None:
-        """Says why the script failed, as the fields of a typed error. For the trainer; scripts raise exceptions."""
-        self._send("failure", error=dict(error))
-
-    def close(self) -> None:
-        """Ends the connection; the next `init` in this process makes a new run."""
-        global _current
-        self._outlet.close()
-        if _current is self:
-            _current = None
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a forked helper of the script, such as a Pool's, is meant to die of SIGTERM
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        self._stopping = True
-
-    def _continue_after(self, found: "Checkpoint") -> None:
-        self.epoch = found.epoch
-        self._checkpointed = (found.epoch, found.step)
-        if found.step is not None:
-            self._unfinished = found
-            self._resumable_in_epoch = True
-
-    def _skip_done(self, iterator: Iterator[Any]) -> int:
-        """Takes the batches that the checkpoint's epoch had done, then puts the random states back as they were."""
-        unfinished, self._unfinished = self._unfinished, None
-        if unfinished is None or unfinished.step is None:
-            return 0
-        done = sum(1 for _ in islice(iterator, unfinished.step))
-        if unfinished.random_states is not None:
-            randomness.restore(unfinished.random_states)
-        return done
-
-    def _cut_epoch_short(self, done: int) -> None:
-        if self._resumable_in_epoch and self._state and self.rank == 0:
-            self.step = done
-            if done and self._checkpointed != (self.epoch, done):
-                self.checkpoint()
-        self._cut_short = True
-        self.log(f"Stopping in epoch {self.epoch} after {done} batches: this epoch is not reported")
-
-    def _write_checkpoint(self, contents: dict[str, Any]) -> None:
-        from epochcast.checkpoints import Checkpoint, write
-
-        states = None if self.step is None else randomness.states()
-        written = write(self._job.out_dir, Checkpoint(contents, self.epoch, self.step, states))
-        self._checkpointed = (self.epoch, self.step)
-        self._send_file("checkpoint", written, epoch=self.epoch, step=self.step)
-        self._job.prune()
-
-    def _send_file(self, kind: str, written: "Written", **fields: Any) -> None:
-        self._send(kind, file=written.file.name, bytes=written.size_bytes, sha256=written.sha256, **fields)
-
-    def _send(self, kind: str, **fields: Any) -> None:
-        self._outlet.send({"type": kind, "rank": self.rank, **fields})
+    return _current

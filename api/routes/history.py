@@ -12,9 +12,10 @@ from api.downsampling import downsample
 from api.gateway import Gateway, Here
 from api.routes.parameters import After, JobId, QueryJobIds, event_id
 from epochcast.events import EventId
+from epochcast.jobs import utc_seconds
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
-from shared.rows import moment, optional_moment
+from shared.rows import moment
 
 router = APIRouter(prefix="/training-jobs", tags=["history"])
 
@@ -139,6 +140,6 @@ def _attempt(row: dict[str, Any]) -> dict[str, Any]:
     shown = ("number", "generation", "host", "gpus", "outcome", "reason", "error", "resumed_epoch")
     return {
         **{name: row[name] for name in shown},
-        "started_at": moment(row["started_at"]),
-        "ended_at": optional_moment(row["ended_at"]),
+        "started_at": utc_seconds(moment(row["started_at"])),
+        "ended_at": None if row["ended_at"] is None else utc_seconds(moment(row["ended_at"])),
     }

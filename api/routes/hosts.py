@@ -1,5 +1,6 @@
 """The fleet: which hosts there are, what they hold, and draining them."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -7,6 +8,7 @@ from pydantic import BaseModel
 
 from api.auth import HostAdmin, Reader
 from api.gateway import Gateway, Here
+from epochcast.jobs import utc_seconds
 
 router = APIRouter(prefix="/hosts", tags=["hosts"])
 
@@ -20,7 +22,7 @@ class HostList(BaseModel):
 @router.get("")
 async def list_hosts(gateway: Here, _identity: Reader) -> HostList:
     """Every host that ever registered; `status` is `ready`, `draining` or `unreachable`."""
-    return HostList(items=await gateway.record(gateway.fleet.hosts))
+    return HostList(items=await _hosts(gateway))
 
 
 @router.post("/{name}/drain")
@@ -38,4 +40,13 @@ async def resume(gateway: Here, _identity: HostAdmin, name: Name) -> dict[str, A
 async def _set_draining(gateway: Gateway, name: str, draining: bool) -> dict[str, Any]:
     await gateway.record(gateway.fleet.set_draining, name, draining)
     gateway.dispatcher.wake()
-    return next(host for host in await gateway.record(gateway.fleet.hosts) if host["name"] == name)
+    return next(host for host in await _hosts(gateway) if host["name"] == name)
+
+
+async def _hosts(gateway: Gateway) -> list[dict[str, Any]]:
+    hosts = await gateway.record(gateway.fleet.hosts)
+    return [host | {name: _shown(host[name]) for name in ("registered_at", "heartbeat_at")} for host in hosts]
+
+
+def _shown(moment: datetime | None) -> str | None:
+    return None if moment is None else utc_seconds(moment)

@@ -9,6 +9,7 @@ from api.auth import Reader, visible_to
 from api.files import file_response
 from api.gateway import Here
 from api.routes.parameters import ArtifactId, Cursor, JobId, Limit, ModelId
+from epochcast.jobs import utc_seconds
 from shared.rows import moment
 
 router = APIRouter(tags=["models and artifacts"])
@@ -42,7 +43,7 @@ async def model_file(request: Request, gateway: Here, identity: Reader, model_id
 
 def _model(row: dict[str, Any]) -> dict[str, Any]:
     shown = ("model_id", "job_id", "name", "owner", "metrics", "lineage", "bytes", "sha256")
-    return {**{name: row[name] for name in shown}, "created_at": moment(row["created_at"])}
+    return {**{name: row[name] for name in shown}, "created_at": utc_seconds(moment(row["created_at"]))}
 
 
 @router.get("/training-jobs/{job_id}/artifacts")
@@ -58,7 +59,7 @@ def _artifact(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "artifact_id": row["id"],
         **{name: row[name] for name in shown},
-        "created_at": moment(row["created_at"]),
+        "created_at": utc_seconds(moment(row["created_at"])),
     }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import httpx2
 import pytest
@@ -169,7 +170,11 @@ values = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 
 @given(st.integers(2, 40), st.lists(st.tuples(values, values), max_size=300))
 def test_downsampling_keeps_real_rows_in_order(max_points: int, rows: list[tuple[float | None, float | None]]) -> None:
-    columns = {"epoch": list(range(len(rows))), "a": [a for a, _ in rows], "b": [b for _, b in rows]}
+    columns: dict[str, list[Any]] = {
+        "epoch": list(range(len(rows))),
+        "a": [a for a, _ in rows],
+        "b": [b for _, b in rows],
+    }
     fewer = downsample(columns, max_points)
     assert len(fewer["epoch"]) <= max(max_points, 0)
     assert fewer["epoch"] == sorted(set(fewer["epoch"]))
