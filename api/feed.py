@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from api import tasks
 from api.limits import Limits
 
 logger = structlog.get_logger(__name__)
@@ -66,8 +67,7 @@ class Feed:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.end([self._task])
         await self._pool.aclose()
 
     async def subscribe(self, channel: bytes, *, is_pattern: bool = False) -> bool:
@@ -82,8 +82,8 @@ class Feed:
             waiting = self._waiting[channel] = asyncio.get_running_loop().create_future()
             await self._send(self._wanted[channel], channel)
         try:
-            # Shielded: others wait for the same confirmation.
-            await asyncio.wait_for(asyncio.shield(waiting), self._limits.redis_patience_s)
+            async with asyncio.timeout(self._limits.redis_patience_s):
+                await asyncio.shield(waiting)  # others wait for the same confirmation
         except TimeoutError:
             return False
         return True
@@ -133,9 +133,7 @@ class Feed:
         try:
             done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for half in halves:
-                half.cancel()
-            await asyncio.gather(*halves, return_exceptions=True)
+            await tasks.end(halves)
         for half in done:
             half.result()
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import redis.asyncio
 import structlog
 
+from api import tasks
 from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
 from api.delivery import Delivery
 from api.feed import Feed
@@ -74,9 +75,7 @@ class Relay:
 
     async def stop(self) -> None:
         """The sockets were closed by the server (1012); what is left is ours."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.end(self._tasks)
         await self._feed.stop()
         await self._slots.stop()
 

@@ -10,6 +10,7 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 
+from api import tasks
 from api.limits import Limits
 from shared.event_log import slots_key
 
@@ -69,8 +70,7 @@ class Slots:
     async def stop(self) -> None:
         """Gives every place back."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.end([self._task])
         for job_id, members in list(self._held.items()):
             for member in list(members):
                 await self.release(Slot(job_id, member))

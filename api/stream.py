@@ -9,6 +9,7 @@ import structlog
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
+from api import tasks
 from api.auth import Authenticator, MissingToken, visible_to
 from api.closes import (
     AUTHENTICATION_REQUIRED,
@@ -132,9 +133,7 @@ async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Corout
         if close is not None:
             await _close(websocket, close)
     finally:
-        for half in halves:
-            half.cancel()
-        await asyncio.gather(*halves, return_exceptions=True)
+        await tasks.end(halves)
 
 
 async def _speak(peer: Peer, work: Coroutine[Any, Any, Close]) -> None:

@@ -104,6 +104,8 @@ class Run:
         `state` is then checkpointed, unless the script has just done so.
         """
         first = self.epoch + (self._unfinished is None)
+        # From here on the supervisor knows when an epoch's reports are complete, and how long epochs take.
+        self._send("epoch", epoch=first - 1)
         for epoch in range(first, self.total_epochs + 1):
             if self._stopping:
                 return

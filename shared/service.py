@@ -119,4 +119,5 @@ class Service:
             self._show(rest)
 
     def _show(self, line: bytes) -> None:
-        self._terminal.say(f"{self.name:<7} | {line.decode(errors='replace').rstrip()}")
+        if text := line.decode(errors="replace").rstrip():
+            self._terminal.say(f"{self.name:<7} | {text}")

@@ -56,6 +56,7 @@ class Conversation:
                 self._tells_epochs = True
                 if self._narrator.state.open_epoch == epoch:
                     self._narrator.close_epoch()
+                self._narrator.state.begin_epoch()
             case Checkpointed(saved=saved):
                 self._narrator.close_epoch()
                 self._take_checkpoint(saved)

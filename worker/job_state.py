@@ -26,6 +26,7 @@ class JobState:
         self.job = job
         self._clock = clock
         self._epoch_began = clock()
+        self._knows_begin = False
         self._durations: deque[float] = deque(maxlen=RECENT_EPOCHS)
         self._open_epoch: int | None = None
         self._open_metrics: Metrics = {}
@@ -60,6 +61,11 @@ class JobState:
         self._open_non_finite += [name for name in non_finite if name not in self._open_non_finite]
         return None
 
+    def begin_epoch(self) -> None:
+        """The script says that an epoch begins."""
+        self._epoch_began = self._clock()
+        self._knows_begin = True
+
     def step_point(self, epoch: int, step: int, metrics: Metrics) -> MetricPoint:
         """A report by step: the history's, never an event."""
         return MetricPoint(epoch, step, metrics, _now().timestamp())
@@ -71,8 +77,8 @@ class JobState:
         epoch, metrics, non_finite = self._open_epoch, self._open_metrics, self._open_non_finite
         self._open_epoch, self._open_metrics, self._open_non_finite = None, {}, []
         now = self._clock()
-        # Not the first: imports and data loading stand before it, and the ETA would count them for every epoch.
-        if self._emitted_epoch is not None and epoch > self._emitted_epoch:
+        # Not the first, unless the script said when it began: imports and data loading stand before it, and the ETA would count them for every epoch.
+        if (self._knows_begin or self._emitted_epoch is not None) and epoch > (self._emitted_epoch or 0):
             self._durations.append(now - self._epoch_began)
         self._epoch_began = now
         self._emitted_epoch = epoch

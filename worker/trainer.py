@@ -7,6 +7,7 @@ import faulthandler
 import io
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -27,6 +28,7 @@ def main() -> int:
         print("EPOCHCAST_SOCKET and EPOCHCAST_JOB must name a supervisor and a job with a recipe", file=sys.stderr)
         return 2
     faulthandler.enable()  # a crash in native code leaves a stack in the log
+    faulthandler.register(signal.SIGUSR2)  # and so does the supervisor's question what a silent script is doing
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a printed line is a log line at once
     script = script_of(job.recipe)

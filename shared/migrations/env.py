@@ -10,7 +10,9 @@ from shared.tables import metadata
 
 def migrate(connection: sa.Connection) -> None:
     # Batch mode: SQLite can change a table only by copying it.
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_server_default=True)
+    context.configure(
+        connection=connection, target_metadata=metadata, render_as_batch=True, compare_server_default=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -96,9 +96,7 @@ async def test_a_terminal_status_reaches_everybody_though_its_event_was_never_wr
     assert (code, reason) == (1000, str(status))
 
 
-async def test_a_lost_attempt_and_the_next_one_are_one_story(
-    socket_gateway: ThreadGateway, training: Training
-) -> None:
+async def test_a_lost_attempt_and_the_next_one_are_one_story(socket_gateway: ThreadGateway, training: Training) -> None:
     """The requeue names what SQL knew last, while the stream had more: no repeat, no hole."""
     training.start()
     async with connect(socket_gateway.url(training.job_id, "?after=0")) as socket:
@@ -121,9 +119,10 @@ async def test_redis_dies_and_comes_back_empty_under_connected_subscribers(
 ) -> None:
     """Nothing twice and nothing lost: the worker ships its generation again, as it does on `behind`."""
     training.start()
-    async with connect(socket_gateway.url(training.job_id)) as socket, connect(
-        socket_gateway.url(training.job_id, "?after=0")
-    ) as from_start:
+    async with (
+        connect(socket_gateway.url(training.job_id)) as socket,
+        connect(socket_gateway.url(training.job_id, "?after=0")) as from_start,
+    ):
         await receive(socket)
         seen = await receive(from_start, 2)
         early = training.report(3)
@@ -162,9 +161,7 @@ async def test_a_stalled_redis_is_noticed_and_caught_up_with(
     assert (ids(messages), code) == ([str(last.id)], 1000)
 
 
-async def test_what_others_publish_on_the_channel_is_dropped(
-    socket_gateway: ThreadGateway, training: Training
-) -> None:
+async def test_what_others_publish_on_the_channel_is_dropped(socket_gateway: ThreadGateway, training: Training) -> None:
     training.start()
     async with connect(socket_gateway.url(training.job_id)) as socket:
         await receive(socket)
@@ -172,4 +169,4 @@ async def test_what_others_publish_on_the_channel_is_dropped(
             training.client.publish(feed_channel(training.job_id), nonsense)
         written = training.report()
         assert ids(await receive(socket)) == [str(entry.id) for entry in written]
-    assert BEFORE_ALL < written[0].id
+    assert written[0].id > BEFORE_ALL

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from api import tasks
 from api.peer import Peer
 from api.relay import Relay
 from epochcast.events import BEFORE_ALL, EventId
@@ -42,9 +43,16 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=120, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(steps=STEPS)
-def test_the_story_of_a_subscriber_is_the_log(steps: list[tuple[str, int]], redis_url: str, migrated_sqlite: Path) -> None:
+def test_the_story_of_a_subscriber_is_the_log(
+    steps: list[tuple[str, int]], redis_url: str, migrated_sqlite: Path
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(migrated_sqlite, Path(folder) / "epochcast.db")
         platform = make_settings(f"sqlite:///{folder}/epochcast.db", redis_url, Path(folder))
@@ -131,8 +139,7 @@ class Reader:
         self.task = asyncio.create_task(self._relay.follow(peer, self._training.job, after))
 
     async def disconnect(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await tasks.end([self.task])
 
     async def _take(self, text: str) -> None:
         message = json.loads(text)

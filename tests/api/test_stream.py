@@ -63,10 +63,13 @@ async def test_a_stop_ends_a_queued_job_under_its_subscribers(
         training.store.request_stop(training.job_id)
         training.announce()
         messages, code, reason = await drain(socket)
-    assert [(message["type"], message["status"]) for message in messages] == [
-        ("progress", "queued"),  # the submission's own event comes first where the state came from SQL
-        ("progress", "stopped"),
-    ][-len(messages) :]
+    assert (
+        [(message["type"], message["status"]) for message in messages]
+        == [
+            ("progress", "queued"),  # the submission's own event comes first where the state came from SQL
+            ("progress", "stopped"),
+        ][-len(messages) :]
+    )
     assert (code, reason) == (1000, "stopped")
 
 

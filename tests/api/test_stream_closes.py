@@ -118,7 +118,10 @@ BAD_TOKENS = {
         lambda s: jwt.encode({"sub": "alice", "iat": int(time.time()), "exp": 2**31}, secret_of(s) * 2, "HS512"),
         "invalid token",
     ),
-    "expired": (lambda s: token(s, "jobs:read", iat=int(time.time()) - 100, exp=int(time.time()) - 10), "token expired"),
+    "expired": (
+        lambda s: token(s, "jobs:read", iat=int(time.time()) - 100, exp=int(time.time()) - 10),
+        "token expired",
+    ),
     "10^30 expiry": (lambda s: token(s, "jobs:read", exp=10**30), "invalid token"),
     "too long a life": (lambda s: token(s, "jobs:read", exp=int(time.time()) + 31 * DAY), "invalid token"),
     "no subject": (lambda s: token(s, "jobs:read", sub=""), "invalid token"),

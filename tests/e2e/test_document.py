@@ -148,9 +148,8 @@ def first_of_each_type(platform: Platform, job_id: int) -> dict[str, dict[str, A
             try:
                 while True:
                     messages.append(json.loads(await asyncio.wait_for(socket.recv(), 60)))
-            except ConnectionClosed as closed:
-                assert closed.rcvd is not None
-                assert closed.rcvd.code == 1000
+            except ConnectionClosed:
+                assert socket.close_code == 1000
         return messages
 
     found: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,61 @@
+"""The table from how an attempt ended to what becomes of the job (execution rules 25-27)."""
+
+import pytest
+
+from epochcast.jobs import ErrorType, JobError, Status
+from tests.shared.records import spec
+from worker.outcome import Abandon, Cut, Ending, Finish, Lost, Outcome, Requeue, decide
+
+
+def ending(
+    exit_code: int | None = 0,
+    cut: Cut | None = None,
+    failure: ErrorType | None = None,
+    cut_error: ErrorType | None = None,
+    *,
+    all_epochs: bool = True,
+) -> Ending:
+    def error(kind: ErrorType | None) -> JobError | None:
+        return JobError(type=kind, message=kind) if kind else None
+
+    return Ending(
+        exit_code, cut, error(cut_error), error(failure), error("user_error" if exit_code else None), all_epochs
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (ending(), Finish(Status.SUCCEEDED)),
+        (ending(0, Cut.STOPPED), Finish(Status.STOPPED)),
+        (ending(-9, Cut.STOPPED, "user_error"), Finish(Status.STOPPED)),
+        (ending(0, Cut.LEASE_LOST), Abandon()),
+        (ending(-9, Cut.LICENCE), Lost("SQL was away for longer than the licence")),
+        (ending(None, Cut.PLATFORM, cut_error="platform"), Lost("platform")),
+        (ending(0, Cut.DRAINED, all_epochs=False), Requeue("drained", "the worker was shut down")),
+        (ending(0, Cut.DRAINED), Finish(Status.SUCCEEDED)),
+        (
+            ending(-9, Cut.TIMEOUT, cut_error="timeout"),
+            Finish(Status.FAILED, JobError(type="timeout", message="timeout")),
+        ),
+        (ending(1, failure="cuda_oom"), Finish(Status.FAILED, JobError(type="cuda_oom", message="cuda_oom"))),
+        (ending(1), Finish(Status.FAILED, JobError(type="user_error", message="user_error"))),
+        (ending(0, failure="diverged"), Finish(Status.FAILED, JobError(type="diverged", message="diverged"))),
+    ],
+)
+def test_what_follows(facts: Ending, expected: Outcome) -> None:
+    assert decide(facts, spec(), 0) == expected
+
+
+def test_only_chargeable_failures_are_tried_again_with_growing_pauses() -> None:
+    patient = spec(max_restarts=3)
+    delays = []
+    for used in range(3):
+        outcome = decide(ending(1, failure="host_oom"), patient, used)
+        assert isinstance(outcome, Requeue)
+        assert outcome.charged
+        delays.append(outcome.delay_s)
+    assert delays == [5.0, 10.0, 20.0]
+    assert isinstance(decide(ending(1, failure="host_oom"), patient, 3), Finish)
+    for kind in ("cuda_oom", "diverged", "code_rejected"):
+        assert isinstance(decide(ending(1, failure=kind), patient, 0), Finish)
