@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
@@ -28,7 +28,7 @@ class ArtifactStore:
         self._store: ObjectStore
         parts = urlsplit(url)
         if parts.scheme == "file":
-            folder = Path(parts.path).absolute()
+            folder = Path(unquote(parts.path)).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(folder)
         else:

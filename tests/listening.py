@@ -62,6 +62,10 @@ class Attempt:
         """Exit code and output of a whole `python -m worker.trainer`."""
         return finished(self.start("-m", "worker.trainer", checkout=checkout))
 
+    def settle(self) -> None:
+        """Until everything that an ended process said has been read."""
+        wait_until(lambda: all(connection.fileno() == -1 for connection in self.connections), "the end of the packets")
+
     def hang_up(self) -> None:
         """The supervisor dies: nobody listens, nobody is connected."""
         with contextlib.suppress(OSError):

@@ -19,13 +19,16 @@ async def receive(socket: ClientConnection, count: int = 1, timeout_s: float = 1
 async def drain(socket: ClientConnection, timeout_s: float = 15) -> tuple[list[Message], int, str]:
     """Every message until the close frame, and its code and reason."""
     messages: list[Message] = []
+    frame = None
     async with asyncio.timeout(timeout_s):
-        while True:
+        while frame is None:
             try:
                 messages.append(json.loads(await socket.recv()))
             except ConnectionClosed as closed:
-                assert closed.rcvd is not None, f"closed without a close frame after {messages}"
-                return messages, closed.rcvd.code, closed.rcvd.reason
+                if closed.rcvd is None:
+                    raise AssertionError(f"closed without a close frame after {messages}") from closed
+                frame = closed.rcvd
+    return messages, frame.code, frame.reason
 
 
 async def read_all(url: str, **options: Any) -> tuple[list[Message], int, str]:

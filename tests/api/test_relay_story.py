@@ -45,6 +45,7 @@ STEPS = st.lists(
 
 @settings(
     max_examples=25,
+    # Shrinking would take minutes, and the failing steps are short anyway.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

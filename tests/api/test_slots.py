@@ -71,8 +71,7 @@ async def test_a_refresh_keeps_places_and_puts_them_back_into_a_wiped_redis(redi
     assert slot is not None
     await client.flushall()
     await _until_members(client, 1, {slot.member})
-    first = await client.zscore(slots_key(1), slot.member)
-    await _until_refreshed(client, slot, float(first))
+    await _until_refreshed(client, slot)
     await slots.stop()
     assert await client.zcard(slots_key(1)) == 0
     await client.aclose()
@@ -97,11 +96,13 @@ async def test_without_redis_the_limit_counts_per_process(redis_url: str, redis_
 
 async def _until_members(client: redis.asyncio.Redis, job_id: int, members: set[str]) -> None:
     async with asyncio.timeout(5):
-        while {member.decode() for member in await client.zrange(slots_key(job_id), 0, -1)} != members:
-            await asyncio.sleep(0.02)
+        while set(await client.zrange(slots_key(job_id), 0, -1)) != {member.encode() for member in members}:
+            pass
 
 
-async def _until_refreshed(client: redis.asyncio.Redis, slot: Slot, before: float) -> None:
+async def _until_refreshed(client: redis.asyncio.Redis, slot: Slot) -> None:
+    before = await client.zscore(slots_key(slot.job_id), slot.member)
+    assert before is not None
     async with asyncio.timeout(5):
-        while float(await client.zscore(slots_key(slot.job_id), slot.member)) <= before:
-            await asyncio.sleep(0.02)
+        while (await client.zscore(slots_key(slot.job_id), slot.member) or 0.0) <= before:
+            pass

@@ -114,7 +114,7 @@ async def test_after_0_gives_the_whole_history_then_live(socket_gateway: ThreadG
         ("progress", "queued"),
         *[("progress", "running")] * 3,
     ]
-    assert ids(history + live) == [identifier.decode() for identifier, _ in stream_of(training)]
+    assert ids(history + live) == training.ids
     assert (code, reason) == (1000, "succeeded")
 
 
@@ -131,7 +131,7 @@ async def test_a_returning_subscriber_gets_what_it_missed_once(
         training.report(5)
         training.finish()
         rest, code, _ = await drain(socket)
-    assert ids(seen + rest) == [identifier.decode() for identifier, _ in stream_of(training)]
+    assert ids(seen + rest) == training.ids
     assert code == 1000
 
 
@@ -145,7 +145,7 @@ async def test_simultaneous_first_subscribers_get_every_message_once(
     for _ in range(60):
         await asyncio.to_thread(training.report, 5)
     await asyncio.to_thread(training.finish)
-    whole = [identifier.decode() for identifier, _ in stream_of(training)]
+    whole = training.ids
     for query, (messages, code, _) in zip(queries, await asyncio.gather(*readers), strict=True):
         assert code == 1000
         # A first message without a cursor stands for the state under its id; from there on the log.
@@ -248,12 +248,6 @@ async def test_the_fleet_socket_shows_all_jobs_without_logs(
         (training.job_id, "progress", "running"),
         (training.job_id, "complete", "succeeded"),
     ]
-
-
-def stream_of(training: Training) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The job's event log as it is in Redis."""
-    rows: list[tuple[bytes, dict[bytes, bytes]]] = training.client.xrange(log_key(training.job_id))  # type: ignore[assignment]
-    return rows
 
 
 async def wait_attached(gateway: ThreadGateway, job_id: int) -> None:

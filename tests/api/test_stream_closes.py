@@ -50,7 +50,7 @@ def token(settings: Settings, *scopes: str, sub: str = "alice", **claims: Any) -
 
 
 @pytest.mark.parametrize(
-    "job_id", ["999", "0", "-1", "abc", "1e3", "01", "9223372036854775808", "9" * 400, "1%2F2", "%00", "１"]
+    "job_id", ["999", "0", "-1", "abc", "1e3", "01", "9223372036854775808", "9" * 400, "1%2F2", "%00", "\uff11"]
 )
 @pytest.mark.parametrize("path", ["ws", "stream"])
 async def test_no_such_job(socket_gateway: ThreadGateway, training: Training, job_id: str, path: str) -> None:
@@ -68,7 +68,7 @@ async def test_anothers_job_looks_like_a_missing_one(
         assert (await receive(socket))[0]["status"] == "queued"
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-1-1", "1-%201", "01-1", "1-" + "9" * 30, "１-1"])
+@pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-1-1", "1-%201", "01-1", "1-" + "9" * 30, "\uff11-1"])
 async def test_invalid_cursor(socket_gateway: ThreadGateway, training: Training, cursor: str) -> None:
     assert await read_all(socket_gateway.url(training.job_id, f"?after={cursor}")) == ([], 1008, "invalid cursor")
 
@@ -86,13 +86,13 @@ async def test_each_way_to_authenticate(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     good = tokens.create("alice", ["jobs:read"], days=1, secret=secret_of(sqlite_settings))
-    options: dict[str, Any] = {
+    ways: dict[str, dict[str, Any]] = {
         "header": {"additional_headers": {"Authorization": f"Bearer {good}"}},
         "subprotocol": {"subprotocols": [Subprotocol("Bearer"), Subprotocol(good)]},
         "query": {},
-    }[way]
+    }
     url = guarded.url(training.job_id, f"?token={good}" if way == "query" else "")
-    async with connect(url, logger=logging.getLogger("quiet"), **options) as socket:
+    async with connect(url, logger=logging.getLogger("quiet"), **ways[way]) as socket:
         assert socket.subprotocol == ("Bearer" if way == "subprotocol" else None)
         assert (await receive(socket))[0]["status"] == "queued"
         assert socket.response is not None

@@ -10,7 +10,7 @@ from epochcast.jobs import JobError, Status, TrainingJob, TrainingJobSpec
 from shared.archive import chunk_of
 from shared.attempt import AttemptRecord, Claim, ProcessIdentity, ProgressState, claim
 from shared.database import Database
-from shared.event_log import Appended, Entry, EventLog
+from shared.event_log import Appended, Entry, EventLog, log_key
 from shared.rows import progress_message
 from shared.store import Store
 from shared.tables import placements
@@ -19,7 +19,7 @@ HOST = "test-host"
 
 
 class Training:
-    """One job, and the attempt that runs it. Every step goes to SQL and Redis in the order in which a worker does it."""
+    """One job, and the attempt that runs it. Every step goes to SQL and Redis in a worker's order."""
 
     def __init__(self, database: Database, redis_url: str, owner: str = "alice", epochs: int = 1000) -> None:
         self.database = database
@@ -40,6 +40,12 @@ class Training:
     @property
     def job(self) -> TrainingJob:
         return self.store.get(self.job_id)
+
+    @property
+    def ids(self) -> list[str]:
+        """The job's event log as it is in Redis."""
+        rows: Any = self.client.xrange(log_key(self.job_id))
+        return [identifier.decode() for identifier, _ in rows]
 
     @property
     def record(self) -> AttemptRecord:

@@ -51,7 +51,12 @@ def test_demo_trains_shows_and_keeps_only_the_model(demo: "subprocess.Popen[byte
 
 def test_interrupted_demo_stops_everything(demo: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     output = tmp_path / "output.log"
-    wait_until(lambda: "epoch 1/20" in output.read_text(), "the first epoch", timeout_s=120)
+
+    def first_epoch() -> bool:
+        assert demo.poll() is None, output.read_text()
+        return "epoch 1/20" in output.read_text()
+
+    wait_until(first_epoch, "the first epoch", timeout_s=120)
     started = psutil.Process(demo.pid).children(recursive=True)
     # As a terminal does: to everything in its foreground group.
     for process in (psutil.Process(demo.pid), *psutil.Process(demo.pid).children()):

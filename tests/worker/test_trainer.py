@@ -27,7 +27,7 @@ def train(checkout: Path, tmp_path: Path, script: str, **told: Any) -> tuple[int
     (checkout / "worker/recipes/mine.py").write_text(script)
     with listening(tmp_path / "attempt", recipe="mine", **told) as attempt:
         code, output = attempt.train(checkout)
-        wait_until(lambda: code == 0 or attempt.packets or "def" not in output, "packets", timeout_s=2)
+        attempt.settle()
     return code, output, attempt
 
 
@@ -58,7 +58,7 @@ def test_cuda_oom_arrives_with_its_place_after_the_reports_before_it(checkout: P
     assert (error["epoch"], error["step"], error["rank"]) == (2, 3, 0)
     assert error["memory"]["requested_gib"] == 20.0
     assert error["verdict"].endswith("batch_size <= 96")
-    assert [packet["type"] for packet in attempt.packets] == ["report", "epoch", "failure"]
+    assert [packet["type"] for packet in attempt.packets] == ["epoch", "report", "epoch", "failure"]
     assert "torch.OutOfMemoryError: CUDA out of memory" in output
 
 
