@@ -81,9 +81,10 @@ class History:
         if standing is None or standing.last <= cursor:
             return Page(standing=standing)
         if stream is not None and not standing.is_terminal and await self.last_id(job_id) is not None:
-            # Redis works and knows the job: what SQL has beyond it is about to be announced. Reading ahead could
-            # step over events that an attempt before it is still shipping.
-            return Page(standing=standing)
+            # Redis works and knows the job: a generation that SQL has beyond it is about to be announced, and reading
+            # ahead could step over events that the attempt before is still shipping. Within a generation it can't.
+            own = [entry for entry in await self._archived(job_id, cursor) if entry.id.generation == cursor.generation]
+            return Page(gapless(cursor, own), standing=standing)
         return await self._from_archive(job_id, cursor, standing)
 
     async def _stream(self, job_id: int, cursor: EventId) -> list[Entry] | None:

@@ -5,6 +5,7 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
+from api.app import create_app
 from api.sockets import FLUSH_S, PING_S, PONG_S, GatewaySocket
 from shared.settings import Settings
 
@@ -62,7 +63,5 @@ def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then tells every socket (1012) and returns. Raises OSError for a taken port."""
-    from api.app import create_app
-
     app = create_app(settings)
     uvicorn.Server(uvicorn_config(app)).run([listener or open_listener(settings.bind, settings.port)])

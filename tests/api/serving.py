@@ -66,8 +66,15 @@ def relay_app(settings: Settings, limits: Limits) -> FastAPI:
 class ThreadGateway:
     """A gateway in this process."""
 
-    def __init__(self, settings: Settings, limits: Limits = QUICK, *, ping_s: float | None = None) -> None:
-        self.app = relay_app(settings, limits)
+    def __init__(
+        self,
+        settings: Settings,
+        limits: Limits = QUICK,
+        *,
+        ping_s: float | None = None,
+        make_app: Callable[[Settings, Limits], FastAPI] = relay_app,
+    ) -> None:
+        self.app = make_app(settings, limits)
         self._listener = open_listener("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         config = uvicorn_config(self.app)

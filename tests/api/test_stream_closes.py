@@ -15,7 +15,7 @@ import jwt
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 from shared import tokens
 from shared.settings import Settings
@@ -164,10 +164,10 @@ async def test_a_token_that_expires_on_an_open_socket(
 
 async def test_a_foreign_origin_gets_403_before_accept(socket_gateway: ThreadGateway, training: Training) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        await read_all(socket_gateway.url(training.job_id), origin="http://evil.example")  # type: ignore[arg-type]
+        await read_all(socket_gateway.url(training.job_id), origin=Origin("http://evil.example"))
     assert refused.value.response.status_code == 403
-    own = f"http://localhost:{socket_gateway.port}"
-    async with connect(socket_gateway.url(training.job_id), origin=own) as socket:  # type: ignore[arg-type]
+    own = Origin(f"http://localhost:{socket_gateway.port}")
+    async with connect(socket_gateway.url(training.job_id), origin=own) as socket:
         await receive(socket)
 
 
