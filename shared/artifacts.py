@@ -50,7 +50,7 @@ class ArtifactStore:
         partial.rename(path)
 
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to `end` (None: to the last), in blocks. Raises FileMissing, ArtifactsUnavailable."""
+        """The bytes from `start` to before `end` (None: all), in blocks. Raises FileMissing, ArtifactsUnavailable."""
         try:
             size = int(obstore.head(self._store, key)["size"])
             last = size if end is None else min(end, size)

@@ -97,7 +97,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that may write: committed at the end, rolled back on an exception. Raises DatabaseUnavailable."""
+        """A transaction that may write: committed at its end, or rolled back. Raises DatabaseUnavailable."""
         with self._transaction(writes=True) as connection:
             yield connection
 

@@ -77,7 +77,7 @@ class JobState:
         epoch, metrics, non_finite = self._open_epoch, self._open_metrics, self._open_non_finite
         self._open_epoch, self._open_metrics, self._open_non_finite = None, {}, []
         now = self._clock()
-        # Not the first, unless the script said when it began: imports and data loading stand before it, and the ETA would count them for every epoch.
+        # Not the first, unless the script said when it began: imports and data loading stand before it.
         if (self._knows_begin or self._emitted_epoch is not None) and epoch > (self._emitted_epoch or 0):
             self._durations.append(now - self._epoch_began)
         self._epoch_began = now

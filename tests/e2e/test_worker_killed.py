@@ -21,14 +21,9 @@ EPOCHS = 25
 def worker_of(platform: Platform) -> psutil.Process:
     """The worker's main process."""
     assert platform.process is not None
-
-    def find() -> psutil.Process | None:
-        for child in psutil.Process(platform.process.pid if platform.process else 0).children():
-            if "worker" in child.cmdline():
-                return child
-        return None
-
-    return wait_until(find, "the worker's process")
+    children = psutil.Process(platform.process.pid).children()
+    [worker] = [child for child in children if "worker" in child.cmdline()]
+    return worker
 
 
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Dispatching:
 
     def pokes(self) -> int:
         """How many hints wait in the host's queue."""
-        return int(self.redis.llen(f"ec:{queue_of('host-1')}"))  # type: ignore[arg-type]
+        return int(self.redis.llen(f"ec:{queue_of('host-1')}"))
 
     def log(self, job_id: int) -> list[str]:
         rows = self.redis.xrange(log_key(job_id))

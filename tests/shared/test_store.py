@@ -1,7 +1,7 @@
 """Every transition of a job, on SQLite and PostgreSQL: fenced, evented, and refused when it isn't legal."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -124,7 +124,7 @@ def test_a_stale_attempt_can_write_nothing(database: Database, store: Store) -> 
     assert Recovery(database).reap() == [job.job_id]
     file = StoredFile("checkpoint", "k", 1, "0" * 64, epoch=1)
     state = ProgressState(1, 0.1, 0.5, {"loss": 0.5}, None)
-    writes = [
+    writes: list[Callable[[], object]] = [
         lambda: stale.heartbeat(120),
         lambda: stale.record(state, [MetricPoint(1, None, {"loss": 0.5}, 0.0)], Chunk(2, 2, b"{}")),
         lambda: stale.commit_checkpoint(file),

@@ -95,14 +95,15 @@ class Host:
     def launcher(self, job_id: int) -> int:
         """The pid of the newest attempt's launcher."""
 
-        def known() -> int | None:
+        def known() -> int:
             with self.database.read() as connection:
-                return connection.execute(
+                found = connection.execute(
                     sa.select(attempts.c.launcher_pid)
                     .where(attempts.c.job_id == job_id)
                     .order_by(attempts.c.number.desc())
                     .limit(1)
                 ).scalar_one_or_none()
+                return found or 0
 
         return wait_until(known, "the launcher's pid", timeout_s=20)
 

@@ -27,15 +27,16 @@ class Launched:
         self.lifeline, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.lifeline.settimeout(20)
         self.stdout, stdout_end = os.pipe()
-        arguments = [far_end.fileno(), stdout_end, os.dup(stdout_end), boottime_s() + licence_s, folder]
+        stderr_end = os.dup(stdout_end)
+        arguments = [far_end.fileno(), stdout_end, stderr_end, boottime_s() + licence_s, folder]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "worker.launcher", *map(str, arguments), sys.executable, "-c", code],
             cwd=CHECKOUT,
-            pass_fds=[far_end.fileno(), stdout_end, int(arguments[2])],
+            pass_fds=[far_end.fileno(), stdout_end, stderr_end],
         )
         far_end.close()
         os.close(stdout_end)
-        os.close(int(arguments[2]))
+        os.close(stderr_end)
         self.trainer = int(self.hear()["trainer"])
 
     def hear(self) -> dict[str, Any]:

@@ -253,8 +253,13 @@ def test_an_expired_lease_stops_a_stale_supervisor_at_its_next_heartbeat(hasty_h
     supervisor = host.attempt(job_id, SLOW)
     wait_epoch(host, job_id, 1)
     tree = [*host.tree(job_id), *descendants(supervisor.pid)]
+
     # Between two heartbeats; once more should one come in between.
-    wait_until(lambda: expire_lease(host.database, job_id) or Recovery(host.database).reap(), "the reaper")
+    def reap() -> list[int]:
+        expire_lease(host.database, job_id)
+        return Recovery(host.database).reap()
+
+    wait_until(reap, "the reaper")
     host.wait_ended(supervisor, timeout_s=5)
     assert alive(tree) == []
     assert host.store.get(job_id).status is Status.QUEUED
