@@ -13,6 +13,7 @@ from epochcast.events import BEFORE_ALL, EventId
 from shared.event_log import Entry
 from shared.tables import event_chunks, jobs, transition_events
 
+_CHUNKS_AT_ONCE = 10
 _LOG_PREFIX = b'{"type":"log"'
 
 
@@ -129,17 +130,24 @@ def transition_entry(row: sa.Row[tuple[object, ...]], owner: str) -> Entry:
 
 
 def _chunked(connection: sa.Connection, job_id: int, cursor: EventId, owner: str) -> Iterator[Entry]:
-    rows = connection.execute(
-        sa.select(event_chunks.c.payload)
-        .where(event_chunks.c.job_id == job_id, _after(event_chunks, event_chunks.c.last_seq, cursor))
-        .order_by(event_chunks.c.generation, event_chunks.c.first_seq)
-    )
-    for row in rows:
-        for line in bytes(row.payload).split(b"\n"):
-            if line:
-                entry = entry_of_line(line, owner)
-                if entry.id > cursor:
-                    yield entry
+    place = cursor
+    while True:
+        # Few at a time: a chunk may hold a second's thousand lines, and most readers want a page.
+        rows = connection.execute(
+            sa.select(event_chunks)
+            .where(event_chunks.c.job_id == job_id, _after(event_chunks, event_chunks.c.last_seq, place))
+            .order_by(event_chunks.c.generation, event_chunks.c.first_seq)
+            .limit(_CHUNKS_AT_ONCE)
+        ).all()
+        for row in rows:
+            place = EventId(row.generation, row.last_seq)
+            for line in bytes(row.payload).split(b"\n"):
+                if line:
+                    entry = entry_of_line(line, owner)
+                    if entry.id > cursor:
+                        yield entry
+        if len(rows) < _CHUNKS_AT_ONCE:
+            return
 
 
 def entry_of_line(payload: bytes, owner: str) -> Entry:

@@ -119,6 +119,8 @@ class Fleet:
                 "users": list(gpu.users),
             }
             this = gpus.c.uuid == gpu.uuid
+            if not gpu.users:
+                values["quarantined"] = False  # whatever would not die there is gone
             if connection.execute(gpus.update().where(this).values(**values)).rowcount == 0:
                 connection.execute(gpus.insert().values(uuid=gpu.uuid, **values))
         seen = [gpu.uuid for gpu in state.gpus]

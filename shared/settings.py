@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("sqlite:///.epochcast/epochcast.db")
     broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     events_url: SecretStr | None = None
-    artifacts_url: str = "file:///.epochcast/artifacts"
+    artifacts_url: str = Field(default_factory=lambda: Path(".epochcast/artifacts").absolute().as_uri())
     secret: SecretStr | None = None
     jwks_url: str | None = None
     issuer: str | None = None

@@ -194,6 +194,7 @@ def _gpu_states() -> list[GpuState]:
             name=gpu.name,
             total_bytes=gpu.total_bytes,
             used_bytes=gpu.used_bytes,
+            users=tuple({"pid": process.pid, "used_bytes": process.used_bytes} for process in gpu.processes),
             utilisation=None if gpu.utilisation is None else round(gpu.utilisation),
         )
         for gpu in gpus.list_gpus()

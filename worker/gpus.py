@@ -1,6 +1,7 @@
 """The host's GPUs as NVML sees them: what there is, what is used, and by which processes."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,29 @@ def list_gpus() -> list[Gpu]:
             return []
         found = [_optional(nvml, partial(_read, nvml, index)) for index in range(nvml.nvmlDeviceGetCount())]
         return [gpu for gpu in found if gpu is not None]
+
+
+class GpuBusy(Exception):
+    """Raised when a GPU that a job was placed on stays fuller than placement counted on."""
+
+
+def wait_free(uuids: Sequence[str], memory_gib: float | None, timeout_s: float = 30.0) -> None:
+    """Waits until each of these GPUs has `memory_gib` free: an ended process gives its memory back a moment later.
+
+    Raises GpuBusy after `timeout_s`.
+    """
+    if not uuids or not memory_gib:
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        free = {gpu.uuid: (gpu.total_bytes - gpu.used_bytes) / 2**30 for gpu in list_gpus()}
+        short = [uuid for uuid in uuids if free.get(uuid, 0.0) < memory_gib]
+        if not short:
+            return
+        if time.monotonic() > deadline:
+            found = f"{free[short[0]]:.1f} GiB free" if short[0] in free else "gone"
+            raise GpuBusy(f"GPU {short[0]} was placed with {memory_gib:g} GiB free, but is {found}")
+        time.sleep(0.5)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from shared.attempt import AttemptRecord, Claim, LeaseLost, NewModel, ProcessIde
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.settings import Settings
+from worker import gpus
 from worker.agent_line import AgentUnavailable
 from worker.attempt_socket import AttemptSocket
 from worker.finishing import Finisher
@@ -167,6 +168,8 @@ class _Attempt:
             self._start()
         except AgentUnavailable as error:
             return self._not_started(str(error)), None
+        except gpus.GpuBusy as error:
+            return self._not_started(str(error)), None
         except OSError as error:
             return self._not_started(f"the attempt's folder could not be prepared: {error}"), None
         self._lease.start()
@@ -187,11 +190,12 @@ class _Attempt:
         job, settings = self._claim.job, self._settings
         if not end_leftovers(self._connections.database, job.job_id, settings.host_name, job.generation):
             raise AgentUnavailable("an earlier attempt's processes on this host would not end")
+        gpus.wait_free(self._claim.gpus, job.spec.resources.gpu_memory_gib)
         checkpoints, complaints = fetch_checkpoints(self._workspace, self._claim, self._connections.store)
         for complaint in complaints:
             self._narrator.log("WARNING", complaint)
         job_file = write_job_file(self._workspace, job, checkpoints)
-        env = trainer_environment(self._claim, self._socket.path, job_file, CHECKOUT)
+        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT)
         self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)
         self._record.record_launcher(self._tree.launcher, self._tree.started)
 
