@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import pytest
 from websockets.asyncio.client import connect
 
