@@ -4,7 +4,8 @@ import ipaddress
 import signal
 import sys
 
-from api import logs, processes, server
+from api import processes, server
+from shared import logs
 from shared import settings as settings_module
 from shared.processes import hide_memory
 from shared.settings import Settings, SettingsError
@@ -12,6 +13,8 @@ from shared.tokens import NoKeys, Verifier
 
 # What a caller did wrong, as the command line has it: starting again without a change can't help.
 WRONG_SETTINGS = 2
+# `up` asks for it: its terminal is for people.
+QUIET = "--quiet"
 
 
 def main(arguments: list[str]) -> int:
@@ -20,9 +23,10 @@ def main(arguments: list[str]) -> int:
         check(settings)
         hide_memory()
         one_of_many = processes.ONE_OF_MANY in arguments
-        logs.configure(f"gateway.{arguments[-1]}" if one_of_many else "gateway")
+        quiet = QUIET in arguments
+        logs.configure(f"gateway.{arguments[-1]}" if one_of_many else "gateway", quiet=quiet)
         if settings.gateway_processes > 1 and not one_of_many:
-            return processes.run(settings)
+            return processes.run(settings, [QUIET] if quiet else [])
         _serve(settings, shared=one_of_many)
     except (SettingsError, NoKeys, processes.CannotListen) as error:
         print(f"epochcast gateway: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -53,18 +54,21 @@ class _Slot:
     start_at: float | None = None
 
 
-def run(settings: Settings) -> int:
-    """Runs until SIGTERM, SIGINT or SIGHUP. Returns the exit code. Raises CannotListen."""
+def run(settings: Settings, arguments: Sequence[str] = ()) -> int:
+    """Runs until SIGTERM, SIGINT or SIGHUP; each process gets `arguments`. The exit code. Raises CannotListen."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with _reserved(settings) as reservation:
         port = reservation.getsockname()[1]
-        slots = [_Slot(number, _start(number, port), time.monotonic()) for number in range(settings.gateway_processes)]
+        slots = [
+            _Slot(number, _start(number, port, arguments), time.monotonic())
+            for number in range(settings.gateway_processes)
+        ]
         try:
             while not stop.wait(_LOOK_S):
                 for slot in slots:
-                    _look_after(slot, port)
+                    _look_after(slot, port, arguments)
         finally:
             _end([slot.process for slot in slots])
     return 0
@@ -86,9 +90,9 @@ def _reserved(settings: Settings) -> socket.socket:
     return reservation
 
 
-def _start(number: int, port: int) -> "subprocess.Popen[bytes]":
+def _start(number: int, port: int, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "api", ONE_OF_MANY, str(number)],
+        [sys.executable, "-m", "api", *arguments, ONE_OF_MANY, str(number)],
         env={**os.environ, "EPOCHCAST_PORT": str(port)},
         stdin=subprocess.DEVNULL,
         # Ctrl-C is for us; we stop them in order.
@@ -97,7 +101,7 @@ def _start(number: int, port: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def _look_after(slot: _Slot, port: int) -> None:
+def _look_after(slot: _Slot, port: int, arguments: Sequence[str]) -> None:
     now = time.monotonic()
     if slot.start_at is None:
         code = slot.process.poll()
@@ -107,7 +111,7 @@ def _look_after(slot: _Slot, port: int) -> None:
         slot.start_at = now + slot.pause_s
         logger.error("a gateway process ended; it is replaced", number=slot.number, code=code, pause_s=slot.pause_s)
     if now >= slot.start_at:
-        slot.process, slot.started, slot.start_at = _start(slot.number, port), now, None
+        slot.process, slot.started, slot.start_at = _start(slot.number, port, arguments), now, None
 
 
 def _end(processes: list["subprocess.Popen[bytes]"]) -> None:

@@ -48,10 +48,10 @@ class Backoff:
 class Service:
     """`python -m <module>` in the checkout. Dies with this process, whatever ends it."""
 
-    def __init__(self, name: str, module: str, terminal: Terminal) -> None:
+    def __init__(self, name: str, module: str, terminal: Terminal, *arguments: str) -> None:
         self.name = name
         self.process: Process | None = None
-        self._module = module
+        self._command = (sys.executable, "-m", module, *arguments)
         self._environment: dict[str, str] = {}
         self._terminal = terminal
         self._output: asyncio.Task[None] | None = None
@@ -61,7 +61,7 @@ class Service:
         self._environment = environment
         # Its own session: Ctrl-C reaches only `up`, which then stops its children in order.
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module),
+            *self._command,
             cwd=CHECKOUT,
             env={**os.environ, **self._environment, "PYTHONUNBUFFERED": "1"},
             stdin=DEVNULL,

@@ -45,7 +45,7 @@ class Stack:
         self._state_files = state_files
         self._terminal = terminal
         self._redis = RedisServer(folder.redis, persistent=True)
-        self._gateway = Service("gateway", "api", terminal)
+        self._gateway = Service("gateway", "api", terminal, "--quiet")
         self._worker = Service("worker", "worker", terminal)
         self._token_made = 0.0
         self.stop_asked = asyncio.Event()

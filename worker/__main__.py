@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from shared import logs
 from shared.processes import hide_memory
 from shared.settings import SettingsError, from_environment
 from worker.app import AgentKeeper, make_worker_app
-from worker.logs import configure_logging
 
 EXIT_USAGE = 2
 
 
 def main() -> int:
-    configure_logging("worker")
+    logs.configure("worker")
     try:
         settings = from_environment()
         lock = _lock(settings.work_dir)

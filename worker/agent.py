@@ -13,6 +13,7 @@ import psutil
 import redis
 import structlog
 
+from shared import logs
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable
 from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
@@ -25,7 +26,6 @@ from shared.recovery import Recovery
 from shared.settings import Settings, from_environment
 from worker import gpus
 from worker.guard import Guard
-from worker.logs import configure_logging
 from worker.predecessor import release_predecessors
 from worker.process_tree import boot_id, is_alive, pid_namespace, start_time
 from worker.slots import slots_of
@@ -86,7 +86,7 @@ class Agent:
             try:
                 self._fleet.register(self.state(), self._settings.lease_s, _instance_is_alive)
                 if first:
-                    release_predecessors(self._database, self._settings.host_name)
+                    release_predecessors(self._database, self._settings.host_name, self._settings.work_dir)
                 return
             except DatabaseUnavailable as error:
                 logger.warning("agent waits for SQL", error=str(error))
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--first", action="store_true", help="take over what an earlier worker of this name left")
     parser.add_argument("--ready-fd", type=int, default=None, help="descriptor to write to once registered")
     arguments = parser.parse_args()
-    configure_logging("agent")
+    logs.configure("agent")
     hide_memory()
     adopt_orphans()
     settings = from_environment()

@@ -1,10 +1,8 @@
 """The attempt's socket: where the trainer's ranks report. Packets are checked, strangers are refused."""
 
 import os
-import shutil
 import socket
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,19 @@ from typing import Any
 import orjson
 
 from worker.process_tree import is_descendant
+from worker.unix_address import bind_at
 
 MAX_PACKET_BYTES = 64 * 1024
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 
 
 class AttemptSocket:
-    """Listens on a SEQPACKET socket in a folder of its own (0700, short path: an address has at most 107 bytes)."""
+    """Listens on a SEQPACKET socket in the attempt's folder."""
 
-    def __init__(self) -> None:
-        parent = tempfile.gettempdir()
-        self._folder = Path(tempfile.mkdtemp(prefix="epochcast-", dir=parent if len(parent) < 60 else "/tmp"))
-        self.path = self._folder / "attempt.sock"
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "attempt.sock"
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(str(self.path))
+        bind_at(self.listener, self.path)
         self.listener.listen(64)
         self.listener.setblocking(False)
 
@@ -46,7 +43,7 @@ class AttemptSocket:
 
     def close(self) -> None:
         self.listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
 
 
 def packets(connection: socket.socket, limit: int = 256) -> Iterator[dict[str, Any] | None]:

@@ -1,7 +1,9 @@
 """What an earlier life of this host left: its process trees are ended, and its jobs given back at once."""
 
 import os
+import shutil
 import time
+from pathlib import Path
 
 import sqlalchemy as sa
 import structlog
@@ -11,14 +13,15 @@ from shared.database import Database
 from shared.recovery import Recovery
 from shared.tables import attempts, jobs
 from worker.process_tree import boot_id, is_alive, kill_tree, pid_namespace
+from worker.workspace import jobs_folder
 
 logger = structlog.get_logger(__name__)
 
 GONE_WITHIN_S = 10.0
 
 
-def release_predecessors(database: Database, host: str) -> None:
-    """Ends the trees of earlier attempts on this host and releases their jobs.
+def release_predecessors(database: Database, host: str, work_dir: Path) -> None:
+    """Ends the trees of earlier attempts on this host, releases their jobs and removes their folders.
 
     Only attempts of this boot and PID namespace whose processes were seen gone are released; all others wait out
     their lease, because nobody here can know that they don't compute.
@@ -29,6 +32,7 @@ def release_predecessors(database: Database, host: str) -> None:
             .join(jobs, sa.and_(jobs.c.id == attempts.c.job_id, jobs.c.generation == attempts.c.generation))
             .where(attempts.c.host == host, attempts.c.ended_at.is_(None), jobs.c.status == Status.RUNNING)
         ).all()
+    all_gone = True
     for attempt in left:
         if attempt.boot_id != boot_id() or attempt.pid_namespace != pid_namespace():
             continue
@@ -41,6 +45,10 @@ def release_predecessors(database: Database, host: str) -> None:
             Recovery(database).lose(
                 attempt.job_id, "its worker was gone", only_expired=False, generation=attempt.generation
             )
+        else:
+            all_gone = False
+    if all_gone:
+        shutil.rmtree(jobs_folder(work_dir), ignore_errors=True)
 
 
 def end_leftovers(database: Database, job_id: int, host: str, generation: int) -> bool:

@@ -118,7 +118,7 @@ class _Attempt:
         self._record = self._new_record(connections.database)
         self._requests = Requests()
         self._workspace = make_workspace(settings, claimed)
-        self._socket = AttemptSocket()
+        self._socket = AttemptSocket(self._workspace.root)
         self._tree = Tree(settings.work_dir, job.job_id)
         *older, own = claimed.unannounced
         self._journal = Journal(self._workspace.journal, job.generation, job.owner, own.prev)

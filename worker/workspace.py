@@ -1,5 +1,6 @@
 """An attempt's folder on the host: where the trainer works, what it is told, and what is fetched for it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -48,12 +49,19 @@ class Workspace:
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another attempt of the job may have its folder beside this one
+            self.root.parent.rmdir()
+
+
+def jobs_folder(work_dir: Path) -> Path:
+    """Below it each attempt has its folder; a new worker empties it once its predecessor's attempts are gone."""
+    return work_dir / "jobs"
 
 
 def make_workspace(settings: Settings, claim: Claim) -> Workspace:
     """A fresh folder for this generation. Raises OSError (disk full, not writable)."""
     job = claim.job
-    workspace = Workspace(settings.work_dir / "jobs" / f"{job.job_id}" / f"{job.generation}")
+    workspace = Workspace(jobs_folder(settings.work_dir) / f"{job.job_id}" / f"{job.generation}")
     for folder in (workspace.work, workspace.out, workspace.temporary, workspace.root / "resume"):
         folder.mkdir(parents=True, exist_ok=True)
     return workspace

@@ -40,7 +40,8 @@ async def test_50_clients_race_for_10_places_over_two_gateways_and_a_killed_one_
         killed_at = time.monotonic()
         back: list[ClientConnection] = []
         while len(back) < len(lost):
-            assert time.monotonic() - killed_at < 9, f"{len(back)} of {len(lost)} places came back"
+            # Free after 8 s (the places' score in Redis); the rest is what a busy machine needs to connect.
+            assert time.monotonic() - killed_at < 20, f"{len(back)} of {len(lost)} places came back"
             socket, _ = await _try(second_url(training.job_id))
             if socket is not None:
                 back.append(socket)

@@ -2,12 +2,12 @@
 
 import sys
 
+from shared import logs
 from shared.processes import end_with_parent
 from shared.settings import from_environment
-from worker.logs import configure_logging
 from worker.tasks import TRAINER, train
 
 if __name__ == "__main__":
     end_with_parent()
-    configure_logging("supervisor")
+    logs.configure("supervisor")
     train(from_environment(), int(sys.argv[1]), sys.argv[2:] or TRAINER)

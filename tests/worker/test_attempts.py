@@ -1,12 +1,15 @@
 """One attempt at a time with real processes: what a script says, how it ends, and what is left of it."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from epochcast.events import Complete, Error, Log, Progress
 from epochcast.jobs import Status
+from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
+from worker.unix_address import connect_at
 
 REPORTS = """
     import epochcast
@@ -165,15 +168,11 @@ def test_a_failing_script_is_tried_again_as_often_as_allowed(host: Host) -> None
 
 
 def test_a_stranger_is_refused_at_the_attempts_socket(host: Host) -> None:
-    import socket
-
     job_id = host.submit(total_epochs=1)
     supervisor = host.attempt(job_id, "import os, time; print(os.environ['EPOCHCAST_SOCKET']); time.sleep(3)")
-    from tests.waiting import wait_until
-
     wait_until(lambda: host.logs(job_id), "the socket's path", timeout_s=20)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-        stranger.connect(host.logs(job_id)[0])
+        connect_at(stranger, Path(host.logs(job_id)[0]))
         stranger.settimeout(5)
         assert stranger.recv(1) == b"", "the supervisor closes a connection from outside its tree"
     host.wait_ended(supervisor)

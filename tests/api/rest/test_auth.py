@@ -11,7 +11,7 @@ import httpx2
 import jwt
 import pytest
 
-from api.logs import redact
+from shared.logs import redact
 from shared.settings import Settings
 from tests.api.rest.served import DIGITS, Served, problem, submit
 

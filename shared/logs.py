@@ -1,8 +1,9 @@
-"""Logging of the gateway: one line an event, times in UTC, to stderr, and no token in any of them."""
+"""Logging of every process: one line an event, times in UTC, to stderr, and no token in any of them."""
 
 import logging
 import re
 import sys
+import warnings
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -22,12 +23,13 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda found: (found["query"] or found["scheme"] or "") + "[redacted]", text)
 
 
-def configure(process: str) -> None:
+def configure(process: str, *, quiet: bool = False) -> None:
     """Sends structlog, uvicorn (its access log included) and every library's logger through one redactor.
 
-    Called by the entry point only.
+    `quiet`: without the lines that uvicorn writes for each request and connection. Called by entry points only.
     """
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
     ]
@@ -46,9 +48,12 @@ def configure(process: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
     # These say at INFO what our own messages say once.
     for name in ("kombu", "celery", "amqp", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Celery warns about root because of pickle, which our workers don't accept.
+    warnings.filterwarnings("ignore", message=".*superuser privileges.*")
 
 
 def _formatter(process: str, shared: list[structlog.typing.Processor]) -> logging.Formatter:
