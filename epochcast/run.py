@@ -61,6 +61,11 @@ class Run:
         return self._stopping
 
     @property
+    def cut_short(self) -> bool:
+        """Whether `batches` has ended this epoch before its last batch, because a stop was asked."""
+        return self._cut_short
+
+    @property
     def finished(self) -> bool:
         """Whether `epochs` has come to its end: the last epoch is trained, here or before a resume."""
         return self._finished

@@ -107,7 +107,11 @@ class JobState:
         )
 
     def ask_stop(self) -> None:
-        self.job = self.job.model_copy(update={"stop_requested": True, "timestamp": _now()})
+        self.job = self.job.model_copy(update={"stop_requested": True})
+
+    def touch(self) -> None:
+        """What is said next is said now."""
+        self.job = self.job.model_copy(update={"timestamp": _now()})
 
     def progress(self, identifier: str, non_finite: list[str] | None = None) -> Progress:
         message = progress_message(self.job, identifier)

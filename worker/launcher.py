@@ -19,6 +19,7 @@ from shared.processes import adopt_orphans, dies_with_parent
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
 
 STUCK_AFTER_S = 60.0
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MAX_PACKET = 4096
 
 
@@ -109,14 +110,19 @@ class Launcher:
 def _start(argv: list[str], cwd: str, stdout: int, stderr: int) -> int:
     """Forks and execs the trainer: own session, default signals, ended by the kernel when this process ends."""
     prepare = dies_with_parent()
+    # A stop that comes between the fork and the child's own handling would be ignored as the launcher ignores it: it
+    # waits until the child has the default, and ends it then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         return pid
     try:
         prepare()
         os.setsid()
-        for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        for sign in (*IGNORED, signal.SIGPIPE):
             signal.signal(sign, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         _prefer_as_oom_victim()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(cwd)
@@ -140,7 +146,7 @@ def main(arguments: list[str]) -> int:
     """`lifeline_fd stdout_fd stderr_fd licence_until cwd argv…`"""
     lifeline_fd, stdout, stderr = (int(argument) for argument in arguments[:3])
     # A terminal's Ctrl-C or a group's SIGTERM is for the worker to answer; this process ends with its lifeline.
-    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for sign in IGNORED:
         signal.signal(sign, signal.SIG_IGN)
     os.setsid()
     lifeline = socket.socket(fileno=lifeline_fd)

@@ -70,6 +70,21 @@ def level_of(line: str, default: Level) -> Level:
 
 
 @dataclass(slots=True)
+class LevelReader:
+    """The level of each line of one stream: what the line itself names, ERROR for a traceback, else INFO."""
+
+    _in_traceback: bool = False
+
+    def level_of(self, line: str) -> Level:
+        if line.startswith("Traceback (most recent call last):"):
+            self._in_traceback = True
+        elif self._in_traceback and not line.startswith((" ", "\t")):
+            self._in_traceback = False  # the exception itself, the traceback's last line
+            return "ERROR"
+        return "ERROR" if self._in_traceback else level_of(line, "INFO")
+
+
+@dataclass(slots=True)
 class RateLimit:
     """At most 1,000 lines in each second; says afterwards how many were dropped."""
 

@@ -45,6 +45,7 @@ class Narrator:
     def progress(self) -> None:
         """The state has changed otherwise (a stop was asked, a checkpoint was resumed)."""
         self.close_epoch()
+        self.state.touch()
         self._emit(self.state.progress(self._next_id()))
         self._recorder.add(self.state.stored(), None)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker.lines import LineSplitter
+from worker.lines import Level, LevelReader, LineSplitter
 
 OUTPUT_KEPT_BYTES = 64 * 2**20
 _READ_BYTES = 256 * 1024
@@ -33,16 +33,17 @@ class OutputStream:
         self.descriptor = descriptor
         self.is_closed = False
         self._splitter = LineSplitter()
+        self._levels = LevelReader()
 
-    def read(self, output: OutputFile) -> Iterator[str]:
-        """The lines that have come in; at the end of the pipe what stands behind the last newline."""
+    def read(self, output: OutputFile) -> Iterator[tuple[Level, str]]:
+        """The lines that have come in, each with its level; at the pipe's end what stands behind the last newline."""
         try:
             block = os.read(self.descriptor, _READ_BYTES)
         except BlockingIOError:
             return
         if block:
             output.write(block)
-            yield from self._splitter.feed(block)
         else:
             self.is_closed = True
-            yield from self._splitter.finish()
+        for line in self._splitter.feed(block) if block else self._splitter.finish():
+            yield self._levels.level_of(line), line

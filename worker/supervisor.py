@@ -17,7 +17,6 @@ from shared.settings import Settings
 from worker.attempt_socket import AttemptSocket, packets
 from worker.conversation import Conversation
 from worker.failures import from_exit
-from worker.lines import level_of
 from worker.narrator import Narrator
 from worker.out_of_memory import count_oom_kills
 from worker.outcome import Cut, Ending
@@ -131,8 +130,8 @@ class Supervisor:
 
     def _read_output(self, stream: OutputStream) -> None:
         """Lines to the log, raw bytes to the log file: what the event log drops in a flood is kept there."""
-        for line in stream.read(self._output):
-            self._narrator.log(level_of(line, "INFO"), line)
+        for level, line in stream.read(self._output):
+            self._narrator.log(level, line)
         if stream.is_closed:
             self._selector.unregister(stream.descriptor)
             self._open_streams.discard(stream)

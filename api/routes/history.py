@@ -36,14 +36,23 @@ async def metrics_of_jobs(
 
 
 @router.get("/{job_id}/metrics")
-async def metrics(gateway: Here, identity: Reader, job_id: JobId, max_points: MaxPoints = None) -> dict[str, list[Any]]:
-    """The history per epoch, by column."""
+async def metrics(
+    gateway: Here,
+    identity: Reader,
+    job_id: JobId,
+    max_points: MaxPoints = None,
+    by: Literal["epoch", "step"] = "epoch",
+) -> dict[str, list[Any]]:
+    """The history per epoch, by column; `by=step`: the reports that named a step."""
     await gateway.check_owner(job_id, identity)
-    return await _columns(gateway, job_id, max_points)
+    return await _columns(gateway, job_id, max_points, by)
 
 
-async def _columns(gateway: Gateway, job_id: int, max_points: int | None) -> dict[str, list[Any]]:
-    columns = await gateway.record(gateway.queries.metrics, job_id)
+async def _columns(
+    gateway: Gateway, job_id: int, max_points: int | None, by: Literal["epoch", "step"] = "epoch"
+) -> dict[str, list[Any]]:
+    read = gateway.queries.metrics if by == "epoch" else gateway.queries.step_metrics
+    columns = await gateway.record(read, job_id)
     return columns if max_points is None else downsample(columns, max_points)
 
 

@@ -23,8 +23,11 @@ FAMILY = (
 
 
 class Launched:
-    def __init__(self, code: str, folder: Path, licence_s: float) -> None:
+    def __init__(self, code: str, folder: Path, licence_s: float, early: dict[str, Any] | None = None) -> None:
+        """`early`: an order that waits on the lifeline before the launcher is there."""
         self.lifeline, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if early is not None:
+            self.tell(**early)
         self.lifeline.settimeout(20)
         self.stdout, stdout_end = os.pipe()
         stderr_end = os.dup(stdout_end)
@@ -59,8 +62,8 @@ class Launched:
 def launch(tmp_path: Path) -> Iterator[Any]:
     launched: list[Launched] = []
 
-    def start(code: str, licence_s: float = 60) -> Launched:
-        launched.append(Launched(code, tmp_path, licence_s))
+    def start(code: str, licence_s: float = 60, early: dict[str, Any] | None = None) -> Launched:
+        launched.append(Launched(code, tmp_path, licence_s, early))
         return launched[-1]
 
     yield start
@@ -107,6 +110,12 @@ def test_signals_go_to_the_trainer_only_and_a_kill_to_everything(launch: Any) ->
     launched.tell(kill=True)
     assert launched.hear() == {"exit": -9}
     assert_gone(launched.trainer, grandchild)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_stop_that_was_asked_before_the_trainer_is_there_ends_it(launch: Any, attempt: int) -> None:
+    launched = launch("import time; time.sleep(600)", early={"signal": "SIGTERM"})
+    assert launched.hear() == {"exit": -15}
 
 
 def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epochcast.events import MAX_LOG_BYTES
-from worker.lines import CUT_MARK, LineSplitter, RateLimit, level_of
+from worker.lines import CUT_MARK, LevelReader, LineSplitter, RateLimit, level_of
 
 
 def lines_of(*blocks: bytes) -> list[str]:
@@ -42,6 +42,12 @@ def test_levels_are_read_where_a_line_names_one() -> None:
     assert level_of("[error] no", "INFO") == "ERROR"
     assert level_of("warn: x", "INFO") == "WARNING"
     assert level_of("errors happen", "INFO") == "INFO"
+
+
+def test_a_traceback_is_an_error_to_its_last_line() -> None:
+    levels = LevelReader()
+    lines = ["before", "Traceback (most recent call last):", '  File "x.py", line 1', "ZeroDivisionError: no", "after"]
+    assert [levels.level_of(line) for line in lines] == ["INFO", "ERROR", "ERROR", "ERROR", "INFO"]
 
 
 def test_a_flood_is_dropped_and_counted_second_by_second() -> None:

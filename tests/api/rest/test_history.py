@@ -151,6 +151,9 @@ def test_metrics_come_by_column_for_one_job_and_for_several(alice: httpx2.Client
     assert {1, 101} <= set(fewer["epoch"])
     several = alice.get(f"{JOBS}/metrics?job_id={run.job_id}&job_id={run.job_id}").json()
     assert several == {"items": [{"job_id": run.job_id, "metrics": columns}]}
+    run.record.record(None, [MetricPoint(1, 10, {"grad_norm": 0.5}, 0.0)], None)
+    steps = alice.get(f"{JOBS}/{run.job_id}/metrics?by=step").json()
+    assert steps == {"epoch": [1], "step": [10], "grad_norm": [0.5]}
     problem(alice.get(f"{JOBS}/metrics"), 422, "invalid")
     problem(alice.get(f"{JOBS}/metrics?job_id=x"), 422, "invalid")
 
