@@ -16,7 +16,7 @@ from api import page, problems, stream
 from api.auth import Authenticator
 from api.gate import Gate
 from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
-from api.routes import health, history, hosts, jobs, models, recipes
+from api.routes import code, health, history, hosts, jobs, models, recipes
 from api.telemetry import Telemetry
 from shared.celery_app import Poker
 from shared.database import Database
@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.authenticator = Authenticator(settings)
     app.state.telemetry = Telemetry()
     # History first: /training-jobs/metrics is no job.
-    for routes in (history, jobs, models, recipes, hosts):
+    for routes in (history, jobs, code, models, recipes, hosts):
         app.include_router(routes.router, prefix=API)
     app.include_router(stream.router, prefix=API)
     app.include_router(health.router)

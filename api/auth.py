@@ -110,4 +110,5 @@ def visible_to(identity: Identity) -> str | None:
 
 Reader = Annotated[Identity, Depends(requires("jobs:read"))]
 Writer = Annotated[Identity, Depends(requires("jobs:write"))]
+Uploader = Annotated[Identity, Depends(requires("code:write"))]
 HostAdmin = Annotated[Identity, Depends(requires("hosts:admin"))]

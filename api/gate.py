@@ -9,12 +9,14 @@ from api.problems import Problem
 from shared.settings import LOOPBACK_NAMES, Settings
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_BUNDLE_BYTES = 256 * 1024 * 1024
+_CODE = "/api/v1/code"
 # Probes and scrapers come by address, not by name.
 _ANY_HOST = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Gate:
-    """Refuses foreign Hosts (DNS rebinding), foreign Origins (another site's page) and announced bodies over 1 MiB."""
+    """Refuses foreign Hosts (DNS rebinding), foreign Origins (another site's page) and announced bodies that are too large."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -43,8 +45,8 @@ class Gate:
             detail = f"Origin {origin[:200]!r} may not use this gateway; add it to EPOCHCAST_ALLOWED_ORIGINS"
             return Problem(403, "foreign_origin", detail)
         announced = headers.get("content-length", "0")
-        if announced.isascii() and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
-            return too_large()
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > _limit(scope["path"]):
+            return too_large(_limit(scope["path"]))
         return None
 
     def _is_own(self, host: str) -> bool:
@@ -64,8 +66,12 @@ class Gate:
         return _as_one(*_split(parts.netloc, parts.scheme)) == _as_one(*_split(host, parts.scheme))
 
 
-def too_large() -> Problem:
-    return Problem(413, "too_large", f"the body has more than {MAX_BODY_BYTES} bytes (1 MiB)")
+def _limit(path: str) -> int:
+    return MAX_BUNDLE_BYTES if path == _CODE else MAX_BODY_BYTES
+
+
+def too_large(limit: int = MAX_BODY_BYTES) -> Problem:
+    return Problem(413, "too_large", f"the body has more than {limit} bytes ({limit // 2**20} MiB)")
 
 
 def _split(host: str, scheme: str = "http") -> tuple[str, str]:

@@ -16,6 +16,7 @@ from api.owners import Owners
 from api.relay import Relay
 from api.telemetry import Telemetry
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable
+from shared.bundles import Bundles
 from shared.database import Database, DatabaseUnavailable
 from shared.dispatcher import Dispatcher
 from shared.event_log import EventReader
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 SQL_CONNECTIONS = 40
 SQL_PATIENCE_S = 1.0
+UNPACKED_AT_ONCE = 4
 # A 503 is promised within 2 s, and a connection to a black hole alone takes libpq that long.
 _ANSWER_S = 1.8
 
@@ -48,12 +50,15 @@ class Gateway:
     def __post_init__(self) -> None:
         self.store = Store(self.database)
         self.queries = Queries(self.database)
+        self.bundles = Bundles(self.database)
         self.fleet = Fleet(self.database)
         self.reader = EventReader(self.redis)
         self.history = History(self.redis, self.store, self.queries)
         self.relay = Relay(self.settings, self.store, self.queries, self.redis)
         # As many threads as connections: a request waits for a thread here, or not at all.
         self._limiter = anyio.CapacityLimiter(SQL_CONNECTIONS)
+        # Each may take over a GiB of the temporary folder while it is checked.
+        self.unpacking = anyio.CapacityLimiter(UNPACKED_AT_ONCE)
 
     @cached_property
     def artifacts(self) -> ArtifactStore:

@@ -46,8 +46,9 @@ def _refuse_what_comes_later(spec: TrainingJobSpec) -> None:
     processes = spec.resources.procs_per_node
     if processes is not None and processes > 1:
         raise wrong_field("resources.procs_per_node", "this version trains in one process; leave it out", processes)
-    if spec.on_oom == "shrink":
-        raise wrong_field("on_oom", "this version can't shrink a batch; use fail", spec.on_oom)
+    if spec.on_oom == "shrink" and spec.recipe is None and "micro_batch_size" not in spec.hyperparameters:
+        hint = "shrink changes micro_batch_size and accumulation_steps; give them in hyperparameters, or use fail"
+        raise wrong_field("on_oom", hint, spec.on_oom)
 
 
 def idempotency_key(key: str | None, content: Any) -> IdempotencyKey | None:

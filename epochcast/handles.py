@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -143,6 +143,7 @@ class Submission(TypedDict, total=False):
     max_runtime_s: float | None
     stall_timeout_s: float | None
     fail_on_non_finite: bool
+    on_oom: Literal["fail", "shrink"]
     tags: list[str]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ _WHOLE_EPOCH = re.compile(r"ckpt-(\d+)(?:\.\d+)?\.pt")
 
 @dataclass(frozen=True)
 class JobFile:
-    """One attempt of a job. `checkpoints`: newest first. `job_id` is None outside a job."""
+    """One attempt of a job. `checkpoints`: newest first. `job_id` is None outside a job.
+
+    A job of a `bundle` has a `script` (absolute), `args` and `env`; `environments`: where the host keeps its own.
+    """
 
     params: dict[str, Any]
     total_epochs: int
@@ -25,6 +28,11 @@ class JobFile:
     job_id: int | None = None
     recipe: str | None = None
     threads: int | None = None
+    bundle: str | None = None
+    script: Path | None = None
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    environments: Path | None = None
 
     def with_defaults(self, params: Mapping[str, Any]) -> "JobFile":
         return replace(self, params={**params, **self.params})
@@ -51,7 +59,16 @@ def from_environment() -> JobFile | None:
         job_id=job["job_id"],
         recipe=job.get("recipe"),
         threads=job.get("threads"),
+        bundle=job.get("bundle"),
+        script=_path(job.get("script")),
+        args=tuple(job.get("args") or ()),
+        env=job.get("env") or {},
+        environments=_path(job.get("environments")),
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def local(params: Mapping[str, Any], total_epochs: int, seed: int, out_dir: Path) -> JobFile:

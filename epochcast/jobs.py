@@ -68,7 +68,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     gpus: int = Field(default=0, ge=0, le=100_000, strict=True)
-    gpu_memory_gib: FiniteFloat | None = Field(default=None, gt=0)
+    gpu_memory_gib: FiniteFloat | None = Field(default=None, gt=0, le=1e6)
     nodes: int = Field(default=1, ge=1, le=10_000, strict=True)
     procs_per_node: int | None = Field(default=None, ge=1, le=1_000, strict=True)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from epochcast.checkpoints import Checkpoint, Written
+    from epochcast.sampling import EpochSampler
 
 Batch = TypeVar("Batch")
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
@@ -149,6 +150,21 @@ class Run:
             raise
         finally:
             self.step = None
+
+    def sampler(self, size: int, *, shuffle: bool = True, drop_last: bool = False) -> "EpochSampler":
+        """For a `DataLoader` over `size` samples: this rank's part of them, in the order of the epoch under way."""
+        from epochcast.sampling import EpochSampler
+
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        return EpochSampler(
+            size,
+            lambda: self.epoch,
+            seed=self.seed,
+            rank=self.rank,
+            world=world,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
 
     def report(self, *, epoch: int, step: int | None = None, **metrics: Any) -> None:
         """Tells everybody this epoch's metrics: numbers or one-element tensors. Reports of one epoch are merged.

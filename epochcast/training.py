@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from epochcast import job_file
+from epochcast import job_file, log_records
 from epochcast.reporting import AttemptSocket, Disconnected, Terminal
+from epochcast.log_records import LogHandler
 from epochcast.run import Run
 
-__all__ = ["Disconnected", "Run", "current_run", "init"]
+__all__ = ["Disconnected", "LogHandler", "Run", "current_run", "init"]
 
 _current: Run | None = None
 
@@ -33,6 +34,7 @@ def init(
         job = job_file.from_environment()
         if job is not None:
             run = Run(job.with_defaults(params or {}), AttemptSocket(os.environ["EPOCHCAST_SOCKET"]))
+            log_records.install()
         else:
             run = Run(job_file.local(params or {}, total_epochs, seed, Path(out_dir)), Terminal(total_epochs))
         _current = run

@@ -31,7 +31,10 @@ def chunk_of(entries: Sequence[Entry]) -> Chunk:
 
 
 def store_chunk(connection: sa.Connection, job_id: int, generation: int, chunk: Chunk, now: float) -> None:
-    """Adds a chunk; the caller has fenced the transaction. Adding the same chunk again changes nothing."""
+    """Adds what is new of a chunk; the caller has fenced the transaction.
+
+    After a commit that nobody acknowledged the same events come again, perhaps with more behind them.
+    """
     known = connection.execute(
         sa.select(sa.func.max(event_chunks.c.last_seq)).where(
             event_chunks.c.job_id == job_id, event_chunks.c.generation == generation
@@ -39,6 +42,8 @@ def store_chunk(connection: sa.Connection, job_id: int, generation: int, chunk: 
     ).scalar_one()
     if known is not None and known >= chunk.last_seq:
         return
+    if known is not None and known >= chunk.first_seq:
+        chunk = _cut(chunk, known)
     connection.execute(
         event_chunks.insert().values(
             job_id=job_id,
@@ -49,6 +54,12 @@ def store_chunk(connection: sa.Connection, job_id: int, generation: int, chunk: 
             created_at=now,
         )
     )
+
+
+def _cut(chunk: Chunk, known: int) -> Chunk:
+    lines = chunk.payload.split(b"\n")
+    new = [line for line in lines if EventId.parse(orjson.loads(line)["id"]).seq > known]
+    return Chunk(known + 1, chunk.last_seq, b"\n".join(new))
 
 
 def archived_bytes(connection: sa.Connection, job_id: int) -> int:

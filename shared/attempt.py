@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from epochcast.events import EventId
 from epochcast.jobs import JobError, Metrics, Status, TrainingJob
@@ -116,7 +117,8 @@ def claim(
     same. `identity`: the supervisor that claims.
     """
     with database.write() as connection:
-        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        # Locked first: the placement must be there after whoever was about to release it has done so.
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
         placed = sa.exists().where(placements.c.job_id == jobs.c.id, placements.c.host == host)
         if row is None or row.status != Status.QUEUED:
             return None
@@ -161,7 +163,8 @@ def _checkpoints(connection: sa.Connection, row: Row) -> tuple[Checkpoint, ...]:
         return ()
     found = connection.execute(
         sa.select(artifacts)
-        .where(artifacts.c.job_id == row.id, artifacts.c.kind == "checkpoint", artifacts.c.id <= row.checkpoint_id)
+        .where(artifacts.c.job_id == row.id, artifacts.c.kind == "checkpoint")
+        .where(artifacts.c.id > row.checkpoints_after, artifacts.c.id <= row.checkpoint_id)
         .order_by(artifacts.c.id.desc())
     )
     return tuple(Checkpoint(a.id, a.key, a.epoch, a.step, a.bytes, a.sha256) for a in found)
@@ -240,23 +243,23 @@ class AttemptRecord:
             self._archived_bytes = trim(connection, self._fence.job_id, self._archive_limit_bytes * 9 // 10)
 
     def _store_points(self, connection: sa.Connection, points: Sequence[MetricPoint]) -> None:
-        for point in points:
-            step = -1 if point.step is None else point.step
-            where = sa.and_(
-                metric_points.c.job_id == self._fence.job_id,
-                metric_points.c.epoch == point.epoch,
-                metric_points.c.step == step,
-            )
-            values = {
+        rows = [
+            {
+                "job_id": self._fence.job_id,
+                "epoch": point.epoch,
+                "step": -1 if point.step is None else point.step,
                 "generation": self._fence.generation,
                 "reported": point.values,
                 "recorded_at": point.recorded_at,
             }
-            # A resumed attempt that repeats an epoch replaces it: history gives the newest.
-            if connection.execute(metric_points.update().where(where).values(**values)).rowcount == 0:
-                connection.execute(
-                    metric_points.insert().values(job_id=self._fence.job_id, epoch=point.epoch, step=step, **values)
-                )
+            for point in points
+        ]
+        if not rows:
+            return
+        # A resumed attempt that repeats an epoch replaces it: history gives the newest.
+        insert = sqlite.insert(metric_points) if self.database.is_sqlite else postgresql.insert(metric_points)
+        newest = {name: insert.excluded[name] for name in ("generation", "reported", "recorded_at")}
+        connection.execute(insert.on_conflict_do_update(index_elements=["job_id", "epoch", "step"], set_=newest), rows)
 
     def commit_checkpoint(self, file: StoredFile) -> list[str]:
         """Moves the checkpoint pointer to an uploaded file. Returns the store keys that retention lets go."""
@@ -271,33 +274,33 @@ class AttemptRecord:
             return self._insert_artifact(connection, file, now)
 
     def _insert_artifact(self, connection: sa.Connection, file: StoredFile, now: float) -> int:
-        inserted = connection.execute(
-            artifacts.insert()
-            .values(
-                job_id=self._fence.job_id,
-                attempt=self._job.attempt,
-                generation=self._fence.generation,
-                kind=file.kind,
-                epoch=file.epoch,
-                step=file.step,
-                key=file.key,
-                bytes=file.bytes,
-                sha256=file.sha256,
-                loss=file.loss,
-                created_at=now,
-            )
-            .returning(artifacts.c.id)
-        ).scalar_one()
-        return int(inserted)
+        """The row of the file; the one it has already when the write that made it was not acknowledged."""
+        values = {
+            "attempt": self._job.attempt,
+            "generation": self._fence.generation,
+            "kind": file.kind,
+            "epoch": file.epoch,
+            "step": file.step,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "loss": file.loss,
+        }
+        same = sa.and_(artifacts.c.job_id == self._fence.job_id, artifacts.c.key == file.key)
+        known = connection.execute(artifacts.update().where(same).values(**values).returning(artifacts.c.id)).scalar()
+        if known is not None:
+            return int(known)
+        new = artifacts.insert().values(job_id=self._fence.job_id, key=file.key, created_at=now, **values)
+        return int(connection.execute(new.returning(artifacts.c.id)).scalar_one())
 
     def _drop_old_checkpoints(self, connection: sa.Connection) -> list[str]:
-        """Keeps the last k and the best (lowest loss)."""
+        """Keeps the last k and the best (lowest loss) since the job began, or began from scratch."""
         rows = connection.execute(
-            sa.select(artifacts.c.id, artifacts.c.key, artifacts.c.loss)
+            sa.select(artifacts.c.id, artifacts.c.key, artifacts.c.loss, jobs.c.checkpoints_after)
+            .join(jobs, jobs.c.id == artifacts.c.job_id)
             .where(artifacts.c.job_id == self._fence.job_id, artifacts.c.kind == "checkpoint")
             .order_by(artifacts.c.id.desc())
         ).all()
-        judged = [row for row in rows if row.loss is not None]
+        judged = [row for row in rows if row.loss is not None and row.id > row.checkpoints_after]
         best = min(judged, key=lambda row: row.loss).id if judged else None
         dropped = [row for row in rows[self._checkpoints_kept :] if row.id != best]
         if dropped:
@@ -322,9 +325,15 @@ class AttemptRecord:
     ) -> tuple[TrainingJob, Entry]:
         """Writes the end of the job in one transaction: status, metrics, model, released GPUs, the terminal event.
 
-        The lease is kept (`lease_s`) until `announced`, so that nobody else ships the event meanwhile.
+        The lease is kept (`lease_s`) until `announced`, so that nobody else ships the event meanwhile. Called again
+        after an outage that left open whether this was written, it finds it or writes it.
         """
+        finished = Fence(self._fence.job_id, self._fence.generation, status)
         with self.database.write() as connection:
+            known = self._written(connection, finished, seq)
+            if known is not None:
+                self._fence = finished
+                return known
             now = self.database.time(connection)
             model_id = self._insert_model(connection, model, now) if model is not None else None
             values: dict[str, Any] = {
@@ -349,16 +358,26 @@ class AttemptRecord:
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, row.generation, now, outcome, reason, dumped)
             release_resources(connection, row.id, quarantine=quarantine)
-            # From here on only lease, chunks and `announced` may change, by whoever wrote this status.
-            self._fence = Fence(row.id, row.generation, status)
-            stored = connection.execute(
-                sa.select(transition_events).where(
-                    transition_events.c.job_id == row.id,
-                    transition_events.c.generation == row.generation,
-                    transition_events.c.seq == seq,
-                )
-            ).one()
-            return training_job(row, []), transition_entry(stored, row.owner)
+            written = self._written(connection, finished, seq)
+            assert written is not None
+        # From here on only lease, chunks and `announced` may change, by whoever wrote this status. Not before the
+        # commit: what was rolled back is written again under the fence it had.
+        self._fence = finished
+        return written
+
+    def _written(self, connection: sa.Connection, finished: Fence, seq: int) -> tuple[TrainingJob, Entry] | None:
+        """This attempt's end as the record has it: nobody else ends a job without raising its generation."""
+        row = connection.execute(sa.select(jobs).where(finished.condition)).one_or_none()
+        stored = connection.execute(
+            sa.select(transition_events).where(
+                transition_events.c.job_id == finished.job_id,
+                transition_events.c.generation == finished.generation,
+                transition_events.c.seq == seq,
+            )
+        ).one_or_none()
+        if row is None or stored is None:
+            return None
+        return training_job(row, []), transition_entry(stored, row.owner)
 
     def _insert_model(self, connection: sa.Connection, model: NewModel, now: float) -> int:
         artifact_id = self._insert_artifact(connection, model.file, now)
@@ -408,9 +427,13 @@ class AttemptRecord:
         charged: bool = False,
         delay_s: float = 0.0,
         error: JobError | None = None,
+        hyperparameters: dict[str, Any] | None = None,
         quarantine: bool = False,
     ) -> None:
-        """Gives the job back to the queue: a new generation whose only event the announcer ships."""
+        """Gives the job back to the queue: a new generation whose only event the announcer ships.
+
+        `hyperparameters`: the job's from now on; None leaves them.
+        """
         with self.database.write() as connection:
             now = self.database.time(connection)
             values = {
@@ -422,6 +445,9 @@ class AttemptRecord:
                 "restarts_used": jobs.c.restarts_used + int(charged),
                 "eta_s": None,
             }
+            if hyperparameters is not None:
+                spec = self._job.spec.model_copy(update={"hyperparameters": hyperparameters})
+                values["spec"] = spec.model_dump(mode="json")
             row = apply(connection, self._fence, values, now, event=progress_message)
             if row is None:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")

@@ -13,6 +13,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+# read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
+_NOT_THIS_SERVER = ("25006", "57P01", "57P02", "57P03", "57P04")
+
 
 class DatabaseUnavailable(Exception):
     """Raised when SQL can't be reached, or is locked for longer than this process's patience."""
@@ -68,7 +71,7 @@ class Database:
     def _postgres_engine(self, patience_s: float, connections: int) -> sa.Engine:
         milliseconds = int(patience_s * 1000)
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
-        return sa.create_engine(
+        engine = sa.create_engine(
             self.url,
             connect_args={
                 "connect_timeout": max(2, int(patience_s)),  # libpq reads 1 as 2
@@ -81,6 +84,14 @@ class Database:
             pool_timeout=patience_s,
             pool_pre_ping=True,
         )
+
+        @sa.event.listens_for(engine, "handle_error")
+        def leave_former_primary(context: sa.engine.ExceptionContext) -> None:
+            # After a failover an open connection may lead to what is read-only now: only a new one finds the primary.
+            if _sqlstate(context.original_exception) in _NOT_THIS_SERVER:
+                context.is_disconnect = True
+
+        return engine
 
     @property
     def now(self) -> sa.ColumnElement[float]:
@@ -107,7 +118,7 @@ class Database:
             with self.engine.connect().execution_options(epochcast_writes=writes) as connection, connection.begin():
                 yield connection
         except (PoolTimeoutError, DBAPIError) as error:
-            if isinstance(error, PoolTimeoutError) or _is_outage(error):
+            if isinstance(error, PoolTimeoutError) or is_outage(error):
                 raise DatabaseUnavailable(_first_line(error)) from error
             raise
 
@@ -132,11 +143,16 @@ class Database:
         self.engine.dispose()
 
 
-def _is_outage(error: DBAPIError) -> bool:
-    # An integrity or data error is our mistake and must not look like an outage.
-    if error.connection_invalidated:
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the server is at fault; an integrity or data error is our mistake and must not look like an outage."""
+    if error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
         return True
-    return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+    # 25P02: a statement after one that failed, in the same transaction; the first one's error says what is wrong.
+    return isinstance(error, sa.exc.InternalError) and _sqlstate(error.orig) != "25P02"
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return getattr(error, "sqlstate", None) or ""
 
 
 def _first_line(error: SQLAlchemyError) -> str:

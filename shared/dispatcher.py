@@ -12,16 +12,14 @@ import sqlalchemy as sa
 import structlog
 from kombu.exceptions import OperationalError
 
-from epochcast.events import encode
 from epochcast.jobs import Status
+from shared.announcer import Announcer
 from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.placement import FIRST_POKE_S, place
 from shared.recovery import Recovery
-from shared.rows import progress_message
 from shared.settings import Settings
-from shared.store import Store
 from shared.tables import jobs, placements
 
 logger = structlog.get_logger(__name__)
@@ -45,9 +43,8 @@ class Dispatcher:
     def __init__(self, settings: Settings, database: Database, event_log: EventLog, poker: Poker) -> None:
         self._settings = settings
         self._database = database
-        self._store = Store(database)
         self._recovery = Recovery(database)
-        self._event_log = event_log
+        self._announcer = Announcer(database, event_log)
         self._poker = poker
         self._woken = threading.Event()
         self._stopping = False
@@ -167,9 +164,4 @@ class Dispatcher:
                 logger.warning("placement released: not claimed in time", job_id=row.job_id, host=row.host)
 
     def _announce(self) -> None:
-        """Ships stored transition events that no live owner will; fenced and duplicate mean that Redis is further."""
-        for waiting in self._store.unannounced():
-            snapshot = waiting.snapshot.model_dump_json().encode()
-            current = encode(progress_message(waiting.snapshot))
-            self._event_log.append(waiting.job_id, waiting.entry, snapshot=snapshot, current=current)
-            self._store.mark_announced(waiting.job_id, waiting.entry.id)
+        self._announcer.run()

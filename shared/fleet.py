@@ -12,6 +12,7 @@ from shared.rows import moment
 from shared.tables import gpus, hosts, placements
 
 UNREACHABLE_AFTER_S = 15.0
+EMPTY_BELOW = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class Fleet:
                 "users": list(gpu.users),
             }
             this = gpus.c.uuid == gpu.uuid
-            if not gpu.users:
+            # Also by its memory: in a container the driver doesn't tell which processes are on the GPU.
+            if not gpu.users and gpu.used_bytes < gpu.total_bytes * EMPTY_BELOW:
                 values["quarantined"] = False  # whatever would not die there is gone
             if connection.execute(gpus.update().where(this).values(**values)).rowcount == 0:
                 connection.execute(gpus.insert().values(uuid=gpu.uuid, **values))

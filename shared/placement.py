@@ -4,11 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
+from pydantic import ValidationError
 
 from epochcast.jobs import Resources, Status, TrainingJobSpec
-from shared.database import Database
+from shared.database import Database, is_outage
 from shared.fleet import UNREACHABLE_AFTER_S
 from shared.tables import avoided_hosts, gpus, hosts, jobs, placements
+
+logger = structlog.get_logger(__name__)
 
 FIRST_POKE_S = 5.0
 _PLACING_LOCK = 6024002
@@ -50,31 +54,68 @@ def place(database: Database, *, running_per_owner: int | None = None, limit: in
         waiting = _waiting(connection, now, limit)
         if not waiting:
             return []
-        free = free_hosts(connection, now)
-        avoided = _avoided(connection, now)
-        busy = _running_by_owner(connection) if running_per_owner is not None else {}
+        return _Pass(connection, now, running_per_owner).place_all(waiting)
+
+
+class _Pass:
+    """What is free while jobs are placed, one after the other. One that can't be judged keeps no other waiting."""
+
+    def __init__(self, connection: sa.Connection, now: float, running_per_owner: int | None) -> None:
+        self._connection = connection
+        self._now = now
+        self._running_per_owner = running_per_owner
+        self._free = free_hosts(connection, now)
+        self._avoided = _avoided(connection, now)
+        self._busy = _running_by_owner(connection) if running_per_owner is not None else {}
+
+    def place_all(self, waiting: list[Any]) -> list[Placed]:
         placed = []
         for row in waiting:
-            resources = TrainingJobSpec.model_validate(row.spec).resources
-            if running_per_owner is not None and busy.get(row.owner, 0) >= running_per_owner:
-                reason = f"{row.owner} has {busy[row.owner]} running jobs; the limit per owner is {running_per_owner}"
-                _explain(connection, row, reason)
+            try:
+                host = self._place(row)
+            except Exception as error:
+                if isinstance(error, sa.exc.DBAPIError) and is_outage(error):
+                    raise
+                logger.exception("job can't be placed", job_id=row.id)
+                _explain(self._connection, row, f"can't be placed: {_complaint(error)}")
                 continue
-            chosen = choose(resources, free, avoided.get(row.id, frozenset()), row.checkpoint_id is not None)
-            if chosen is None:
-                _explain(connection, row, why_it_waits(resources, free))
-                continue
-            _reserve(connection, row.id, chosen, resources, now)
-            busy[row.owner] = busy.get(row.owner, 0) + 1
-            placed.append(Placed(row.id, chosen.name))
+            if host is not None:
+                placed.append(Placed(row.id, host.name))
         return placed
+
+    def _place(self, row: Any) -> FreeHost | None:
+        resources = TrainingJobSpec.model_validate(row.spec).resources
+        running, limit = self._busy.get(row.owner, 0), self._running_per_owner
+        if limit is not None and running >= limit:
+            _explain(
+                self._connection, row, f"{row.owner} has {running} running jobs; the limit per owner is {limit}"
+            )
+            return None
+        avoided = self._avoided.get(row.id, frozenset())
+        chosen = choose(resources, self._free, avoided, row.checkpoint_id is not None)
+        if chosen is None:
+            _explain(self._connection, row, why_it_waits(resources, self._free))
+            return None
+        if not _reserve(self._connection, row, chosen, resources, self._now):
+            return None
+        self._busy[row.owner] = running + 1
+        return chosen
+
+
+def _complaint(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors()})
+        return f"its spec is refused ({', '.join(fields)})"
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _waiting(connection: sa.Connection, now: float, limit: int) -> list[Any]:
     unplaced = sa.not_(sa.exists().where(placements.c.job_id == jobs.c.id))
     return list(
         connection.execute(
-            sa.select(jobs.c.id, jobs.c.owner, jobs.c.spec, jobs.c.checkpoint_id, jobs.c.pending_reason)
+            sa.select(
+                jobs.c.id, jobs.c.generation, jobs.c.owner, jobs.c.spec, jobs.c.checkpoint_id, jobs.c.pending_reason
+            )
             .where(jobs.c.status == Status.QUEUED, sa.not_(jobs.c.stop_requested), jobs.c.not_before <= now, unplaced)
             .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
             .limit(limit)
@@ -118,7 +159,7 @@ def _running_by_owner(connection: sa.Connection) -> dict[str, int]:
 
 
 def choose(resources: Resources, free: list[FreeHost], avoided: frozenset[str], resumes: bool) -> FreeHost | None:
-    """The host for one job, its resources already taken from `free`; None when none fits now.
+    """The host for one job; None when none fits now.
 
     A host that this job should avoid (it didn't claim in time) is taken only when no other fits.
     """
@@ -141,22 +182,31 @@ def _usable(resources: Resources, host: FreeHost) -> list[FreeGpu]:
     return [gpu for gpu in host.gpus if gpu.free_bytes >= needed]
 
 
-def _reserve(connection: sa.Connection, job_id: int, host: FreeHost, resources: Resources, now: float) -> None:
-    taken: list[FreeGpu] = []
-    if resources.gpus:
-        taken = sorted(_usable(resources, host), key=lambda gpu: gpu.free_bytes)[: resources.gpus]
+def _reserve(connection: sa.Connection, row: Any, host: FreeHost, resources: Resources, now: float) -> bool:
+    """Gives a job its place and takes that from `host`. False: the job was stopped or changed since the pass read it."""
+    taken = sorted(_usable(resources, host), key=lambda gpu: gpu.free_bytes)[: resources.gpus]
+    uuids = [gpu.uuid for gpu in taken]
+    with connection.begin_nested():
+        # The job's row first: whoever ends the job holds it, and releases what it finds placed by then.
+        if connection.execute(jobs.update().where(_still_waits(row)).values(pending_reason=None)).rowcount == 0:
+            return False
+        connection.execute(
+            placements.insert().values(
+                job_id=row.id, member=0, host=host.name, gpus=uuids, placed_at=now, pokes=0, next_poke_at=now
+            )
+        )
+        if uuids:
+            connection.execute(gpus.update().where(gpus.c.uuid.in_(uuids)).values(job_id=row.id))
+    if uuids:
         host.gpus = [gpu for gpu in host.gpus if gpu not in taken]
     else:
         host.slots -= 1
-    uuids = [gpu.uuid for gpu in taken]
-    connection.execute(
-        placements.insert().values(
-            job_id=job_id, member=0, host=host.name, gpus=uuids, placed_at=now, pokes=0, next_poke_at=now
-        )
-    )
-    if uuids:
-        connection.execute(gpus.update().where(gpus.c.uuid.in_(uuids)).values(job_id=job_id))
-    connection.execute(jobs.update().where(jobs.c.id == job_id).values(pending_reason=None))
+    return True
+
+
+def _still_waits(row: Any) -> sa.ColumnElement[bool]:
+    queued = sa.and_(jobs.c.id == row.id, jobs.c.generation == row.generation, jobs.c.status == Status.QUEUED)
+    return sa.and_(queued, sa.not_(jobs.c.stop_requested))
 
 
 def why_it_waits(resources: Resources, free: list[FreeHost]) -> str:
@@ -173,6 +223,5 @@ def why_it_waits(resources: Resources, free: list[FreeHost]) -> str:
 
 def _explain(connection: sa.Connection, row: Any, reason: str) -> None:
     if row.pending_reason != reason:
-        connection.execute(
-            jobs.update().where(jobs.c.id == row.id, jobs.c.status == Status.QUEUED).values(pending_reason=reason)
-        )
+        with connection.begin_nested():
+            connection.execute(jobs.update().where(_still_waits(row)).values(pending_reason=reason))

@@ -5,6 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from shared.micro_batch import MicroBatch
+
 
 class UnknownRecipe(KeyError):
     """Raised when no recipe has this name; the message lists those there are."""
@@ -26,7 +28,22 @@ class _Hyperparameters(BaseModel):
     warmup: FiniteFloat = Field(
         default=0.05, ge=0, lt=1, description="Part of all steps in which the learning rate rises to its peak"
     )
+
+
+class _ClassifierHyperparameters(_Hyperparameters):
     batch_size: int = Field(default=64, ge=1, le=1_048_576, description="Rows per optimizer step")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description="Rows in memory at once, a divisor of batch_size; not given: batch_size / accumulation_steps",
+    )
+    accumulation_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description="Micro-batches per optimizer step; not given: batch_size / micro_batch_size",
+    )
     dropout: FiniteFloat = Field(
         default=0.1, ge=0, lt=1, description="Part of the last hidden layer dropped in training"
     )
@@ -34,8 +51,18 @@ class _Hyperparameters(BaseModel):
         default=0.2, gt=0, lt=1, description="Part of the rows kept for validation, where the data brings no such split"
     )
 
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        parts = MicroBatch.of(self.model_dump(include={"batch_size", "micro_batch_size", "accumulation_steps"}))
+        if parts is None or parts.size * parts.accumulation_steps != self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be micro_batch_size ({self.micro_batch_size}) x "
+                f"accumulation_steps ({self.accumulation_steps}); give one of the two, a divisor of batch_size"
+            )
+        return self
 
-class ImageClassifier(_Hyperparameters):
+
+class ImageClassifier(_ClassifierHyperparameters):
     """Hyperparameters of the recipe image-classifier."""
 
     dataset: Literal["digits", "fashion-mnist", "npz"] = Field(
@@ -65,7 +92,7 @@ class ImageClassifier(_Hyperparameters):
         return self
 
 
-class TabularClassifier(_Hyperparameters):
+class TabularClassifier(_ClassifierHyperparameters):
     """Hyperparameters of the recipe tabular-classifier."""
 
     dataset: Literal["breast-cancer", "wine", "csv"] = Field(
@@ -89,6 +116,54 @@ class TabularClassifier(_Hyperparameters):
             raise ValueError("dataset csv needs path (a file on the training host) and target (the column to predict)")
         if self.dataset != "csv" and (self.path is not None or self.target is not None):
             raise ValueError(f"path and target belong to the dataset csv; {self.dataset} brings its own")
+        return self
+
+
+class LanguageModel(_Hyperparameters):
+    """Hyperparameters of the recipe language-model."""
+
+    text_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Folder on the training host: all UTF-8 files below it. Neither text_dir nor text_file given: the "
+        "sources of Python's standard library",
+    )
+    text_file: str | None = Field(
+        default=None, min_length=1, max_length=4096, description="One UTF-8 file on the training host"
+    )
+    weight_decay: FiniteFloat = Field(default=0.1, ge=0, le=10, description="AdamW's decay of the weight matrices")
+    clip_norm: FiniteFloat = Field(default=1.0, gt=0, description="Longest gradient; a longer one is scaled down")
+    layers: int = Field(default=3, ge=1, le=1024, description="Transformer blocks")
+    width: int = Field(default=96, ge=2, le=65_536, description="Size of a byte's vector; heads x an even number")
+    heads: int = Field(default=3, ge=1, le=1024, description="Attention heads of each block")
+    context: int = Field(default=128, ge=2, le=1_048_576, description="Bytes that the model sees")
+    micro_batch_size: int = Field(default=8, ge=1, le=1_048_576, description="Texts in memory at once")
+    accumulation_steps: int = Field(
+        default=1, ge=1, le=1_048_576, description="Micro-batches per optimizer step; gradients are averaged"
+    )
+    steps_per_epoch: int = Field(default=100, ge=1, le=10_000_000, description="Optimizer steps that make one epoch")
+    dropout: FiniteFloat = Field(default=0.0, ge=0, lt=1, description="Part of each block's output dropped in training")
+    val_fraction: FiniteFloat = Field(
+        default=0.1, gt=0, lt=1, description="Part of the files kept for validation; of a single file, its end"
+    )
+    sample_bytes: int = Field(default=120, ge=0, le=4096, description="Length of each epoch's sample in the log")
+    compile: bool = Field(
+        default=False, description="torch.compile on a GPU: half a minute at the start, for long runs; ignored on a CPU"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.text_dir is not None and self.text_file is not None:
+            raise ValueError("text_dir and text_file are both given; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _heads_of_even_size(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not heads ({self.heads}) x an even number; {2 * self.heads * 16} would be"
+            )
         return self
 
 
@@ -129,6 +204,13 @@ CATALOGUE = {
             "Trains a small neural network on the breast-cancer or wine data or on any CSV file.",
             50,
             TabularClassifier,
+        ),
+        Recipe(
+            "language-model",
+            "Language model",
+            "Trains a small GPT on the bytes of any text; by itself, on the sources of Python's standard library.",
+            3,
+            LanguageModel,
         ),
     )
 }

@@ -13,6 +13,7 @@ from shared.transitions import (
     end_attempt,
     error_message,
     fence_of,
+    release_from,
     release_resources,
     requeued,
     stop_queued,
@@ -46,7 +47,7 @@ class Recovery:
         `only_expired=False` is for a host that saw every process of the attempt gone; it names the `generation`.
         """
         with self._database.write() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
             if row is None or row.status != Status.RUNNING or (generation is not None and row.generation != generation):
                 return False
             now = self._database.time(connection)
@@ -100,12 +101,12 @@ class Recovery:
     def release_host(self, host: str) -> list[int]:
         """A host leaves in order: what was placed there and not claimed yet goes elsewhere at once."""
         with self._database.write() as connection:
+            here = sa.exists().where(placements.c.job_id == jobs.c.id, placements.c.host == host)
+            # Locked, and so judged again after a claim that was under way: what it has claimed stays.
             waiting = connection.execute(
-                sa.select(placements.c.job_id)
-                .join(jobs, jobs.c.id == placements.c.job_id)
-                .where(placements.c.host == host, jobs.c.status == Status.QUEUED)
+                sa.select(jobs.c.id)
+                .where(jobs.c.status == Status.QUEUED, here)
+                .order_by(jobs.c.id)
+                .with_for_update()
             ).scalars()
-            released = list(waiting)
-            for job_id in released:
-                release_resources(connection, job_id)
-            return released
+            return [job_id for job_id in list(waiting) if release_from(connection, job_id, host)]

@@ -27,11 +27,10 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Unannounced:
-    """A stored transition event that Redis may not have yet, with the snapshot to publish beside it."""
+    """A stored transition event that Redis may not have yet."""
 
     job_id: int
     entry: Entry
-    snapshot: TrainingJob
 
 
 class Store:
@@ -189,25 +188,31 @@ class Store:
             }
             if not checkpoint:
                 values |= {"metrics": {}, "current_loss": None}
+            if from_scratch:
+                newest = sa.select(sa.func.max(artifacts.c.id)).where(artifacts.c.job_id == job_id)
+                values["checkpoints_after"] = connection.execute(newest).scalar_one() or 0
             if apply(connection, fence_of(row), values, now) is None:
                 raise IllegalTransition(job_id, Status(row.status), "failed or stopped jobs can be restarted")
             return self._job(connection, job_id, None)
 
-    def unannounced(self, limit: int = 200) -> list[Unannounced]:
-        """Stored transition events that nobody with a live lease is about to ship, oldest first per job."""
+    def unannounced(self, limit: int = 200, after: int = 0) -> list[Unannounced]:
+        """Stored transition events that nobody with a live lease is about to ship, oldest first per job.
+
+        `after`: only those of jobs behind this one.
+        """
         with self.database.read() as connection:
             rows = connection.execute(
                 sa.select(transition_events, jobs.c.owner)
                 .join(jobs, jobs.c.id == transition_events.c.job_id)
-                .where(sa.not_(transition_events.c.announced), jobs.c.lease_until < self.database.now)
+                .where(
+                    sa.not_(transition_events.c.announced),
+                    jobs.c.lease_until < self.database.now,
+                    transition_events.c.job_id > after,
+                )
                 .order_by(transition_events.c.job_id, transition_events.c.generation, transition_events.c.seq)
                 .limit(limit)
             ).all()
-            snapshots: dict[int, TrainingJob] = {}
-            for row in rows:
-                if row.job_id not in snapshots:
-                    snapshots[row.job_id] = self._job(connection, row.job_id, None)
-            return [Unannounced(row.job_id, transition_entry(row, row.owner), snapshots[row.job_id]) for row in rows]
+            return [Unannounced(row.job_id, transition_entry(row, row.owner)) for row in rows]
 
     def mark_announced(self, job_id: int, identifier: EventId) -> None:
         """Redis has this event (or a later one): nobody needs to ship it again."""

@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+from shared.plain_text import PlainJson, PlainText
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -41,14 +43,16 @@ jobs = sa.Table(
     sa.Column("current_epoch", sa.BigInteger, nullable=False, default=0),
     sa.Column("progress", sa.Double, nullable=False, default=0.0),
     sa.Column("current_loss", sa.Double),
-    sa.Column("metrics", sa.JSON, nullable=False, default=dict),
+    sa.Column("metrics", PlainJson, nullable=False, default=dict),
     sa.Column("eta_s", sa.Double),
-    sa.Column("final_metrics", sa.JSON(none_as_null=True)),
-    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("final_metrics", PlainJson),
+    sa.Column("error", PlainJson),
     sa.Column("model_id", BigId),
     # The last committed checkpoint: the pointer that only the owner of the generation may move.
     sa.Column("checkpoint_id", BigId),
-    sa.Column("pending_reason", sa.Text),
+    # Older checkpoints belong to a run that was restarted from scratch: nothing resumes from them.
+    sa.Column("checkpoints_after", BigId, nullable=False, default=0),
+    sa.Column("pending_reason", PlainText),
     sa.Column("not_before", Seconds, nullable=False, default=0.0),
     sa.Column("restarts_used", sa.Integer, nullable=False, default=0),
     # Lost attempts in a row without a new checkpoint; three end the job as `lost`.
@@ -159,8 +163,8 @@ attempts = sa.Table(
     sa.Column("started_at", Seconds, nullable=False),
     sa.Column("ended_at", Seconds),
     sa.Column("outcome", sa.String(32)),
-    sa.Column("reason", sa.Text),
-    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("reason", PlainText),
+    sa.Column("error", PlainJson),
     sa.Column("resumed_epoch", sa.BigInteger),
     # Which process tree this was: whoever starts the next attempt on this host kills what is left of it.
     sa.Column("boot_id", sa.String(64)),
@@ -180,7 +184,7 @@ metric_points = sa.Table(
     # -1: the epoch's own (merged) report; else a report by step, which never becomes an event.
     sa.Column("step", sa.BigInteger, primary_key=True),
     sa.Column("generation", sa.BigInteger, nullable=False),
-    sa.Column("reported", sa.JSON, nullable=False),
+    sa.Column("reported", PlainJson, nullable=False),
     sa.Column("recorded_at", Seconds, nullable=False),
 )
 
@@ -244,9 +248,29 @@ models = sa.Table(
     sa.Column("artifact_id", BigId, sa.ForeignKey("artifacts.id"), nullable=False),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("owner", sa.String(200), nullable=False),
-    sa.Column("metrics", sa.JSON, nullable=False, default=dict),
-    sa.Column("lineage", sa.JSON, nullable=False),
+    sa.Column("metrics", PlainJson, nullable=False, default=dict),
+    sa.Column("lineage", PlainJson, nullable=False),
     sa.Column("created_at", Seconds, nullable=False),
     sa.Index(None, "job_id"),
     sa.Index(None, "owner", "id"),
+)
+
+bundles = sa.Table(
+    "bundles",
+    metadata,
+    # Of the canonical content (shared/bundle_content.py), not of the archive that was sent.
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("files", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    # Every file's path: what an entrypoint is checked against when a job is submitted.
+    sa.Column("paths", sa.JSON, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
+)
+
+bundle_owners = sa.Table(
+    "bundle_owners",
+    metadata,
+    sa.Column("owner", sa.String(200), primary_key=True),
+    sa.Column("sha256", sa.String(64), sa.ForeignKey("bundles.sha256"), primary_key=True),
+    sa.Column("created_at", Seconds, nullable=False),
 )

@@ -49,8 +49,9 @@ def apply(
     `prev`: the event before it; by default the newest that SQL knows.
     """
     condition = fence.condition if extra is None else sa.and_(fence.condition, extra)
+    # Locked: `prev` must be the newest event also when another writer was just at work.
     before = connection.execute(
-        sa.select(jobs.c.last_generation, jobs.c.last_seq).where(jobs.c.id == fence.job_id)
+        sa.select(jobs.c.last_generation, jobs.c.last_seq).where(jobs.c.id == fence.job_id).with_for_update()
     ).one_or_none()
     if before is None:
         return None
@@ -99,6 +100,14 @@ def release_resources(connection: sa.Connection, job_id: int, *, quarantine: boo
     connection.execute(placements.delete().where(placements.c.job_id == job_id))
     held = gpus.update().where(gpus.c.job_id == job_id)
     connection.execute(held.values(job_id=None, quarantined=True) if quarantine else held.values(job_id=None))
+
+
+def release_from(connection: sa.Connection, job_id: int, host: str) -> bool:
+    """Gives back what a job holds on one host. Returns whether it was placed there."""
+    here = placements.delete().where(placements.c.job_id == job_id, placements.c.host == host)
+    was_placed = connection.execute(here).rowcount > 0
+    connection.execute(gpus.update().where(gpus.c.job_id == job_id, gpus.c.host == host).values(job_id=None))
+    return was_placed
 
 
 def end_attempt(

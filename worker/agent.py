@@ -6,6 +6,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +35,8 @@ logger = structlog.get_logger(__name__)
 
 NAME_TAKEN = 3
 HEARTBEAT_S = 5.0
+# Supervisors look for a new agent twice a second.
+ADOPT_S = 3.0
 
 
 class Agent:
@@ -79,6 +82,11 @@ class Agent:
         self._leave()
         return 0
 
+    def run_draining(self) -> int:
+        """In place of an agent that died: only to tell the supervisors, who come to it, that the worker shuts down."""
+        self._leave(ADOPT_S)
+        return 0
+
     def _enter(self, first: bool) -> None:
         """Registers; waits for as long as SQL is away, because without it there is nothing to do."""
         self._reads_store = self._probe_store()
@@ -118,6 +126,9 @@ class Agent:
                     os._exit(NAME_TAKEN)
             except DatabaseUnavailable as error:
                 logger.warning("agent: heartbeat not written, SQL is away", error=str(error))
+            except Exception:
+                # One bad answer of a GPU's driver must not make the host unreachable for good.
+                logger.exception("agent: heartbeat not written")
 
     def _listen(self) -> None:
         """Stop requests by Redis, for speed; without Redis the supervisors' heartbeats see them."""
@@ -136,20 +147,28 @@ class Agent:
                 logger.warning("agent: nudges are away", error=str(error))
                 self._ending.wait(1.0)
 
-    def _leave(self) -> None:
-        """The worker shuts down: no new jobs, supervisors give theirs back, the last one closes the door."""
+    def _leave(self, adopt_s: float = 0.0) -> None:
+        """The worker shuts down: supervisors give their jobs back, no new one comes, the last closes the door.
+
+        `adopt_s`: how long to wait for supervisors whose agent died before it could tell them.
+        """
         logger.info("agent drains", attempts=self._guard.wards)
+        self._guard.drain()
+        leaving = threading.Thread(target=self._say_goodbye, name="leaving", daemon=True)
+        leaving.start()
+        adopt_until = time.monotonic() + adopt_s
+        while self._guard.wards or leaving.is_alive() or time.monotonic() < adopt_until:
+            self._guard.run_once(0.1)
+        self._guard.close()
+        self._database.close()
+
+    def _say_goodbye(self) -> None:
         self._dispatcher.stop()
         try:
             self._fleet.leave(self._settings.host_name, self._instance)
             Recovery(self._database).release_host(self._settings.host_name)
         except DatabaseUnavailable as error:
             logger.warning("agent leaves without a word: SQL is away", error=str(error))
-        self._guard.drain()
-        while self._guard.wards:
-            self._guard.run_once(0.1)
-        self._guard.close()
-        self._database.close()
 
     def _probe_store(self) -> bool:
         """Whether this host reads from the artifact store what the other reachable hosts write there."""
@@ -195,7 +214,7 @@ def _gpu_states() -> list[GpuState]:
             total_bytes=gpu.total_bytes,
             used_bytes=gpu.used_bytes,
             users=tuple({"pid": process.pid, "used_bytes": process.used_bytes} for process in gpu.processes),
-            utilisation=None if gpu.utilisation is None else round(gpu.utilisation),
+            utilisation=None if gpu.utilisation is None else round(100 * gpu.utilisation),
         )
         for gpu in gpus.list_gpus()
     ]
@@ -204,6 +223,7 @@ def _gpu_states() -> list[GpuState]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", action="store_true", help="take over what an earlier worker of this name left")
+    parser.add_argument("--drain", action="store_true", help="only tell the supervisors that the worker shuts down")
     parser.add_argument("--ready-fd", type=int, default=None, help="descriptor to write to once registered")
     arguments = parser.parse_args()
     logs.configure("agent")
@@ -211,7 +231,8 @@ def main() -> int:
     adopt_orphans()
     settings = from_environment()
     Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
-    return Agent(settings).run(first=arguments.first, ready_fd=arguments.ready_fd)
+    agent = Agent(settings)
+    return agent.run_draining() if arguments.drain else agent.run(first=arguments.first, ready_fd=arguments.ready_fd)
 
 
 if __name__ == "__main__":

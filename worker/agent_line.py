@@ -16,6 +16,10 @@ class AgentUnavailable(Exception):
     """Raised when the host's agent doesn't answer (it is being started again) or refuses."""
 
 
+class AgentDraining(AgentUnavailable):
+    """Raised when the worker is shutting down: the job goes back to the queue, and nobody is to blame."""
+
+
 class AgentLine:
     """One connection; after the agent died, `connect` and `adopt` put the tree under the next agent's guard."""
 
@@ -47,8 +51,10 @@ class AgentLine:
             answer = json.loads(self.connection.recv(_MAX_PACKET) or b'{"refused": "the agent ended"}')
         except OSError as error:
             raise AgentUnavailable(f"the host's agent does not answer: {error}") from error
-        if "refused" in answer:
-            raise AgentUnavailable(answer["refused"])
+        if answer.get("draining"):
+            raise AgentDraining(answer["refused"])
+        if "launcher" not in answer:
+            raise AgentUnavailable(answer.get("refused", "the host's agent gave no answer"))
         self.connection.setblocking(False)
         return int(answer["launcher"]), int(answer["started"])
 

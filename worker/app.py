@@ -13,6 +13,7 @@ from shared.celery_app import TRAIN, make_app
 from shared.processes import dies_with_parent, end_with_parent, hide_memory
 from shared.settings import Settings
 from worker import gpus
+from worker.agent import NAME_TAKEN
 from worker.guard import CHECKOUT
 from worker.slots import slots_of
 from worker.tasks import train
@@ -50,14 +51,22 @@ class AgentKeeper:
         """From Celery's timer: an agent that died is started again."""
         if self._process is None or self._draining or self._process.poll() is None:
             return
+        if self._process.returncode == NAME_TAKEN:
+            logger.error("another worker has taken this host's name; this one shuts down")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         logger.error("the agent died and is started again", code=self._process.returncode)
         self._spawn()
 
     def drain(self) -> None:
         """The worker shuts down: the agent tells every supervisor."""
         self._draining = True
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        else:
+            self._spawn("--drain")
 
     def end(self) -> None:
         """After the last attempt: waits for the agent's own end."""

@@ -2,15 +2,14 @@
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from worker.process_tree import is_descendant
-from worker.unix_address import bind_at
+from worker.process_tree import is_descendant, start_time
+from worker.unix_address import bind_at, peer_pid
 
 MAX_PACKET_BYTES = 64 * 1024
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
@@ -26,20 +25,24 @@ class AttemptSocket:
         self.listener.listen(64)
         self.listener.setblocking(False)
 
-    def accept(self, launcher: int) -> socket.socket | None:
-        """The next connection, if its process descends from the attempt's launcher; others are closed."""
-        try:
-            connection, _ = self.listener.accept()
-        except BlockingIOError:
-            return None
-        size = struct.calcsize("3i")
-        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-        if not is_descendant(pid, launcher):
-            connection.close()
-            return None
-        connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        return connection
+    def accept(self, launcher: int, limit: int) -> Iterator[socket.socket]:
+        """Connections that wait, at most `limit`: of processes below the attempt's launcher; others are closed.
+
+        A process that has ended since it connected can't be asked any more where it came from; its last words count.
+        """
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:  # none waits, or no descriptor is left for it
+                return
+            pid = peer_pid(connection)
+            if limit <= 0 or not (is_descendant(pid, launcher) or start_time(pid) is None):
+                connection.close()
+                continue
+            limit -= 1
+            connection.setblocking(False)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            yield connection
 
     def close(self) -> None:
         self.listener.close()
@@ -66,9 +69,12 @@ def packets(connection: socket.socket, limit: int = 256) -> Iterator[dict[str, A
             yield packet
 
 
-def inside(folder: Path, name: object) -> Path | None:
+def inside(folder: Path, name: str) -> Path | None:
     """The regular file `name` directly inside `folder`; None for anything else (a path, a link, nothing there)."""
-    if not isinstance(name, str) or not name or name != os.path.basename(name):
+    if not name or name != os.path.basename(name) or not name.isprintable():
         return None
     path = folder / name
-    return path if path.is_file() and not path.is_symlink() else None
+    try:
+        return path if path.is_file() and not path.is_symlink() else None
+    except OSError:  # a name that no file can have
+        return None

@@ -36,6 +36,7 @@ def from_exception(
     epoch: int | None = None,
     step: int | None = None,
     batch_size: int | None = None,
+    batch_named: str = "batch_size",
     gpu: str | None = None,
 ) -> JobError:
     """The typed error of an exception that ended a script. `script`: where the user's frames begin."""
@@ -54,7 +55,7 @@ def from_exception(
     if kind == "cuda_oom":
         failed.gpu = gpu
         failed.memory = out_of_memory.read_memory(str(cause))
-        failed.verdict = out_of_memory.verdict(failed.memory, batch_size) if failed.memory else None
+        failed.verdict = out_of_memory.verdict(failed.memory, batch_size, batch_named) if failed.memory else None
     return failed
 
 

@@ -1,5 +1,6 @@
 """The end of an attempt: files to the store, the end to SQL in one transaction, then the last event to Redis."""
 
+import re
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -75,7 +76,8 @@ class Finisher:
         path = saved.path(self._workspace.out)
         if path is None:
             raise ArtifactsUnavailable(f"the trainer's model file {saved.file!r} has vanished")
-        key = f"jobs/{job.job_id}/models/{job.generation:06d}/{path.name}"
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", path.name)[-100:]
+        key = f"jobs/{job.job_id}/models/{job.generation:06d}/{name}"
         deadline = time.monotonic() + self._settings.upload_s
         while True:
             try:
@@ -125,6 +127,7 @@ class Finisher:
                         charged=outcome.charged,
                         delay_s=outcome.delay_s,
                         error=outcome.error,
+                        hyperparameters=outcome.hyperparameters,
                         quarantine=stuck,
                     )
                 )
@@ -174,9 +177,8 @@ class Finisher:
         """Backlog, then the last event; with Redis away for 10 minutes the announcer takes it from here."""
         deadline = time.monotonic() + LAST_EVENT_S
         while not self._shipper.drain(self._settings.heartbeat_s):
-            if time.monotonic() > deadline or self._shipper.is_fenced:
+            if self._shipper.is_fenced or not self._keep_lease(deadline):
                 return
-            self._record.heartbeat(self._settings.lease_s)
         current: Progress = progress_message(job, entry.id)
         if self._shipper.ship_last(entry, job, encode(current), lambda: self._keep_lease(deadline)):
             self._record.announced(entry, status=status)

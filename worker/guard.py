@@ -19,14 +19,15 @@ import structlog
 
 from worker.process_tree import (
     boottime_s,
-    descendants,
     is_alive,
+    is_descendant,
     kill_tree,
     reap_children,
     send,
     start_time,
+    subtrees_except,
 )
-from worker.unix_address import agent_socket, bind_at
+from worker.unix_address import agent_socket, bind_at, peer_pid
 
 logger = structlog.get_logger(__name__)
 
@@ -108,9 +109,22 @@ class Guard:
             _send(ward.connection, packet)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # no descriptors left, or the peer is gone already
+            logger.warning("agent: a connection was not accepted", error=str(error))
+            return
+        if self._is_below_a_launcher(peer_pid(connection)):
+            logger.warning("agent: refused a training process that connected")
+            connection.close()
+            return
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, Ward(connection))
+
+    def _is_below_a_launcher(self, pid: int) -> bool:
+        with self._lock:
+            launchers = [ward.launcher for ward in self._wards]
+        return any(is_descendant(pid, launcher) for launcher in launchers)
 
     def _serve(self, ward: Ward) -> None:
         try:
@@ -124,6 +138,9 @@ class Guard:
                 self._obey(ward, json.loads(packet), descriptors)
             else:
                 self._lose_supervisor(ward)
+        except (ValueError, TypeError, KeyError) as error:
+            logger.error("agent: an unreadable order; its connection is closed", error=repr(error))
+            self._lose_supervisor(ward)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -132,7 +149,7 @@ class Guard:
         match order:
             case {"start": _} if len(descriptors) != 3 or self._draining:
                 reason = "this worker is shutting down" if self._draining else "three descriptors are needed"
-                _send(ward.connection, {"refused": reason})
+                _send(ward.connection, {"refused": reason, "draining": self._draining})
             case {"start": request}:
                 self._start(ward, request, descriptors)
             case {"adopt": request}:
@@ -162,11 +179,10 @@ class Guard:
         ward.launcher = process.pid
         ward.started = start_time(process.pid) or 0
         ward.licence_until = float(request["licence"])
+        # The answer first: from here on other threads may tell this supervisor something.
+        _send(ward.connection, {"launcher": ward.launcher, "started": ward.started})
         with self._lock:
             self._wards.append(ward)
-        _send(ward.connection, {"launcher": ward.launcher, "started": ward.started})
-        if self._draining:
-            _send(ward.connection, {"drain": True})
 
     def _adopt(self, ward: Ward, request: dict[str, Any]) -> None:
         """A supervisor whose agent died comes to the new one, so that its tree has two kill switches again."""
@@ -213,8 +229,9 @@ class Guard:
         with self._lock:
             wards = list(self._wards)
         launchers = {ward.launcher for ward in wards if is_alive(ward.launcher, ward.started)}
-        kept = launchers | {pid for launcher in launchers for pid in descendants(launcher)}
-        strays = [pid for pid in descendants(os.getpid()) if pid not in kept]
+        # Only our own children can be strays: what a live launcher's processes fork stays below that launcher. One look
+        # at /proc, because between two a healthy new process would show as a stray.
+        strays = subtrees_except(os.getpid(), launchers)
         for pid in strays:
             send(pid, signal.SIGKILL)
         if strays:

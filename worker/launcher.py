@@ -27,8 +27,9 @@ class Launcher:
     """One attempt's kill switch. `lifeline`: SEQPACKET socket to the supervisor, JSON packets both ways.
 
     In: `{"licence": <CLOCK_BOOTTIME seconds>}`, `{"signal": "SIGTERM"}`, `{"kill": true}`.
-    Out: `{"trainer": pid}`, `{"exit": code}` (negative: signal) once the last process is gone, `{"stuck": true}` when
-    one won't die within 60 s of SIGKILL.
+    Out: `{"trainer": pid}`, `{"exit": code, "cut": why}` (negative: signal) once the last process is gone, with the
+    reason if this launcher ended it (`licence`, `orphaned`, `ordered`); `{"stuck": true}` when one won't die within
+    60 s of SIGKILL.
     """
 
     def __init__(self, lifeline: socket.socket, licence_until: float) -> None:
@@ -36,7 +37,7 @@ class Launcher:
         self._licence_until = licence_until
         self._trainer = 0
         self._exit: int | None = None
-        self._cut = False
+        self._cut: str | None = None
 
     def run(self, argv: list[str], cwd: str, stdout: int, stderr: int) -> int:
         adopt_orphans()
@@ -44,26 +45,27 @@ class Launcher:
         os.close(stdout)
         os.close(stderr)
         self._say({"trainer": self._trainer})
-        while self._exit is None and not self._cut:
+        while self._exit is None and self._cut is None:
             self._wait()
             self._collect()
         # Also after an orderly exit: what the trainer left behind (data loaders, forked daemons) goes with it.
         self._end_tree()
-        self._say({"exit": self._exit})
+        self._say({"exit": self._exit, "cut": self._cut})
         return 0
 
     def _wait(self) -> None:
         """Until something happens: a packet, the trainer's end, the licence's end; at most a second."""
         left_s = self._licence_until - boottime_s()
-        if left_s <= 0:
-            self._cut = True
+        if left_s <= 0 and not select.select([self._lifeline], [], [], 0)[0]:
+            # Nothing waits unread: a launcher that was itself frozen may find its renewals here.
+            self._cut = "licence"
             return
         try:
             watched = os.pidfd_open(self._trainer)
         except ProcessLookupError:
             return
         try:
-            readable, _, _ = select.select([self._lifeline.fileno(), watched], [], [], min(left_s, 1.0))
+            readable, _, _ = select.select([self._lifeline.fileno(), watched], [], [], max(0.0, min(left_s, 1.0)))
         finally:
             os.close(watched)
         if self._lifeline.fileno() in readable:
@@ -75,7 +77,7 @@ class Launcher:
         except OSError:
             packet = b""
         if not packet:  # the supervisor is gone
-            self._cut = True
+            self._cut = "orphaned"
             return
         order = json.loads(packet)
         if "licence" in order:
@@ -83,7 +85,7 @@ class Launcher:
         if "signal" in order:
             send(self._trainer, signal.Signals[order["signal"]])
         if order.get("kill"):
-            self._cut = True
+            self._cut = "ordered"
 
     def _collect(self) -> None:
         for pid, status in reap_children():

@@ -53,6 +53,11 @@ class LeaseKeeper:
                 if not self._ending:
                     self._requests.ask(Cut.LEASE_LOST)
                 return
+            except Exception:
+                # Without renewals the licence ends the training anyway; this way somebody hears why.
+                logger.exception("the lease keeper failed")
+                self._requests.ask(Cut.PLATFORM)
+                return
             self._woken.wait(self._settings.heartbeat_s)
             self._woken.clear()
 

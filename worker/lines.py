@@ -56,11 +56,20 @@ class LineSplitter:
     def _take(self) -> Iterator[str]:
         text = self._line.decode("utf-8", "replace")
         # A progress bar rewrites its line with carriage returns; its last state is the line.
-        text = _CONTROL.sub("", text.rstrip("\r").rsplit("\r", 1)[-1])
+        text = text.rstrip("\r").rsplit("\r", 1)[-1]
         cut, self._cut = self._cut, False
         self._line.clear()
+        text = clean(text)
         if text.strip():
             yield text + (CUT_MARK if cut else "")
+
+
+def clean(text: str) -> str:
+    """The text without control sequences, on one line, of at most 8 KiB (and a mark)."""
+    text = _CONTROL.sub("", text.replace("\n", " ")).encode("utf-8", "replace").decode()
+    if len(text) <= MAX_LOG_BYTES // 4 or len(text.encode()) <= MAX_LOG_BYTES + len(CUT_MARK.encode()):
+        return text
+    return text.encode()[:MAX_LOG_BYTES].decode("utf-8", "ignore") + CUT_MARK
 
 
 def level_of(line: str, default: Level) -> Level:

@@ -4,7 +4,7 @@ from epochcast.events import Log, Progress, encode
 from epochcast.jobs import Status
 from worker.job_state import JobState, changes_of
 from worker.journal import Journal
-from worker.lines import MAX_LINES_PER_S, Level, RateLimit
+from worker.lines import MAX_LINES_PER_S, Level, RateLimit, clean
 from worker.recording import Recorder
 from worker.reports import Report
 from worker.shipping import Shipper
@@ -15,7 +15,6 @@ class Narrator:
 
     def __init__(self, state: JobState, journal: Journal, shipper: Shipper, recorder: Recorder) -> None:
         self.state = state
-        self.non_finite_seen: list[str] = []
         self._journal = journal
         self._shipper = shipper
         self._recorder = recorder
@@ -23,9 +22,8 @@ class Narrator:
 
     def report(self, report: Report) -> None:
         """Takes a report: by step it goes to the history only, by epoch it waits for the rest of its epoch."""
-        self.non_finite_seen += report.non_finite
         if report.step is not None:
-            self._recorder.add_point(self.state.step_point(report.epoch, report.step, report.metrics))
+            self._recorder.add_step(self.state.step_point(report.epoch, report.step, report.metrics))
             return
         if self.state.has_open_epoch and self.state.open_epoch != report.epoch:
             self.close_epoch()
@@ -53,7 +51,7 @@ class Narrator:
         """One log line, unless this second has had its 1,000."""
         self.tell_dropped()
         if self._rate.admits():
-            self._emit(self.state.log(self._next_id(), level, line))
+            self._emit(self.state.log(self._next_id(), level, clean(line)))
 
     def tell_dropped(self) -> None:
         dropped = self._rate.take_dropped()

@@ -57,7 +57,7 @@ def read_memory(text: str) -> GpuMemory | None:
     return memory if memory.requested_gib is not None or memory.total_gib is not None else None
 
 
-def verdict(memory: GpuMemory, batch_size: int | None) -> str | None:
+def verdict(memory: GpuMemory, batch_size: int | None, batch_named: str = "batch_size") -> str | None:
     """A first piece of advice. The batch size is an upper limit: memory that doesn't grow with the batch isn't known,
     and the allocation that failed needn't have been the last of its step."""
     requested, total, allocated = memory.requested_gib, memory.total_gib, memory.allocated_gib
@@ -73,7 +73,7 @@ def verdict(memory: GpuMemory, batch_size: int | None) -> str | None:
         return f"too little memory by {requested - (memory.free_gib or 0.0):.1f} GiB{shared}"
     if batch_size is None or batch_size == 1:
         return f"too large for this GPU by about {times:.1f}x{shared}"
-    return f"batch too large by about {times:.1f}x: try batch_size <= {_rounded_down(batch_size / times)}{shared}"
+    return f"batch too large by about {times:.1f}x: try {batch_named} <= {_rounded_down(batch_size / times)}{shared}"
 
 
 def count_oom_kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -33,16 +33,25 @@ def is_alive(pid: int, started: int) -> bool:
 
 def descendants(root: int) -> list[int]:
     """Living processes below `root` (children, their children, …), parents first; zombies count as gone."""
-    children: dict[int, list[int]] = {}
-    for pid, state, parent in _everyone():
-        if state not in "ZX":
-            children.setdefault(parent, []).append(pid)
+    children = _children()
     found: list[int] = []
     waiting = [root]
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
+    return found
+
+
+def subtrees_except(root: int, kept: set[int]) -> list[int]:
+    """Living children of `root` that are not in `kept`, and all below those: from one look at /proc."""
+    children = _children()
+    waiting = [pid for pid in children.get(root, []) if pid not in kept]
+    found: list[int] = []
+    while waiting:
+        pid = waiting.pop()
+        found.append(pid)
+        waiting += children.get(pid, [])
     return found
 
 
@@ -97,6 +106,15 @@ def reap_children() -> list[tuple[int, int]]:
         if pid == 0:
             return ended
         ended.append((pid, status))
+
+
+def _children() -> dict[int, list[int]]:
+    """Parent to living children: one look at /proc; zombies count as gone."""
+    children: dict[int, list[int]] = {}
+    for pid, state, parent in _everyone():
+        if state not in "ZX":
+            children.setdefault(parent, []).append(pid)
+    return children
 
 
 def _everyone() -> Iterator[tuple[int, str, int]]:

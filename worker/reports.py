@@ -35,9 +35,9 @@ class Report(_Packet):
 class SavedFile(_Packet):
     """A checkpoint or a model in the attempt's output folder."""
 
-    file: str
-    epoch: int | None = None
-    step: int | None = None
+    file: str = Field(max_length=255)
+    epoch: int | None = Field(default=None, ge=0, le=2**53)
+    step: int | None = Field(default=None, ge=0, le=2**53)
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     metrics: Metrics = Field(default_factory=dict, max_length=MAX_METRICS)
@@ -53,15 +53,15 @@ class LogLine(_Packet):
 
 
 class Resumed(_Packet):
-    epoch: int | None = None
-    step: int | None = None
+    epoch: int | None = Field(default=None, ge=0, le=2**53)
+    step: int | None = Field(default=None, ge=0, le=2**53)
     unreadable: list[str] = Field(default_factory=list)
 
 
 class EpochEnded(_Packet):
     """The epoch's loop body is over: its reports can become its event."""
 
-    epoch: int
+    epoch: int = Field(ge=0, le=2**53)
 
 
 class Failure(_Packet):
@@ -107,7 +107,7 @@ def read(packet: dict[str, Any]) -> Message:
             case "failure":
                 return Failure.model_validate(packet)
             case other:
-                return Unreadable(f"a packet of unknown type {other!r} was passed over")
+                return Unreadable(f"a packet of unknown type {str(other)[:100]!r} was passed over")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

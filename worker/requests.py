@@ -33,5 +33,10 @@ class Requests:
             taken, self._waiting = self._waiting, []
             return taken
 
+    def has(self, cut: Cut) -> bool:
+        """Whether this is among what was asked and not taken yet."""
+        with self._lock:
+            return cut in self._waiting
+
     def close(self) -> None:
         os.close(self._event)

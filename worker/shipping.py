@@ -3,13 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import redis
 import structlog
 
 from epochcast.events import EventId
 from epochcast.jobs import TrainingJob
+from shared.database import DatabaseUnavailable
 from shared.event_log import Answer, Entry, EventLog
+from shared.queries import Queries
 from worker.job_state import Snapshots
 from worker.journal import Journal, Record
 from worker.outcome import Cut
@@ -34,6 +38,7 @@ class Shipper:
         journal: Journal,
         job: TrainingJob,
         older: Sequence[Entry],
+        archive: Queries,
         on_shipped: Callable[[Entry], None],
         requests: Requests,
     ) -> None:
@@ -42,6 +47,7 @@ class Shipper:
         self._job_id = job.job_id
         self._snapshots = Snapshots(job)
         self._older = list(older)
+        self._archive = archive
         self._on_shipped = on_shipped
         self._requests = requests
         self._next_seq = 1
@@ -102,21 +108,40 @@ class Shipper:
             try:
                 self._ship_some()
                 delay_s = _RETRY_FIRST_S
-            except redis.RedisError as error:
-                logger.warning("events wait for Redis", job_id=self._job_id, error=str(error))
+            except (redis.RedisError, DatabaseUnavailable) as error:
+                logger.warning("events wait", job_id=self._job_id, error=str(error))
                 with self._woken:
                     self._woken.wait_for(lambda: self._ending, delay_s)
                 delay_s = min(_RETRY_LIMIT_S, 2 * delay_s)
+            except Exception:
+                logger.exception("the shipper failed")
+                self._requests.ask(Cut.PLATFORM)
+                return
 
     def _ship_some(self) -> None:
-        while self._older and not self._fenced:
-            snapshot, current = self._snapshots.at(self._older[0].id)
-            self._append(self._older[0], snapshot, current)
+        while self._older and not self._fenced and not self._ending:
+            self._ship_older(self._older[0])
             self._on_shipped(self._older.pop(0))
         for record in self._journal.read(self._next_seq, _BATCH):
             if self._ending or self._fenced:
                 return
             self._ship(record)
+
+    def _ship_older(self, entry: Entry) -> None:
+        """A stored event of an earlier generation, whose journal is not here: what Redis lacks of it, SQL has."""
+        snapshot, current = self._snapshots.at(entry.id)
+        ship = partial(self._event_log.append, self._job_id, snapshot=snapshot, current=current)
+        appended = ship(entry)
+        if appended.answer is not Answer.BEHIND:
+            return
+        last = appended.last
+        for missing in self._archive.archived(self._job_id, last, _BATCH):
+            if missing.id >= entry.id or missing.id.generation != entry.id.generation:
+                continue
+            # Where SQL has lost some too, the event says so, and readers say `resync`.
+            ship(replace(missing, gap=missing.id.seq > 1 and missing.prev != last), announce=False)
+            last = missing.id
+        ship(replace(entry, gap=entry.prev != last))
 
     def _ship(self, record: Record) -> None:
         self._snapshots.apply(record.changes)
@@ -146,7 +171,10 @@ class Shipper:
         seq = last.seq + 1 if last.generation == until.generation else 1
         logger.warning("Redis lost events; shipping them again", job_id=self._job_id, first=seq, last=until.seq - 1)
         while seq < until.seq:
-            for record in self._journal.read(seq, min(_BATCH, until.seq - seq)):
+            records = self._journal.read(seq, min(_BATCH, until.seq - seq))
+            if not records or self._ending:
+                return
+            for record in records:
                 snapshot, current = self._snapshots.at(record.entry.id)
                 self._event_log.append(self._job_id, record.entry, snapshot=snapshot, current=current, announce=False)
                 seq += 1

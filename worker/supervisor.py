@@ -34,6 +34,8 @@ TICK_S = 0.5
 DRAIN_AFTER_EXIT_S = 5.0
 STRAYS_GONE_S = 10.0
 STALL_AT_LEAST_S = 600.0
+# One a rank and some for helpers of the script; the rest of this process's descriptors are the platform's.
+MAX_CONNECTIONS = 256
 
 
 class Supervisor:
@@ -114,8 +116,7 @@ class Supervisor:
     # What the trainer says
 
     def _accept(self) -> None:
-        connection = self._socket.accept(self._tree.launcher)
-        if connection is not None:
+        for connection in self._socket.accept(self._tree.launcher, MAX_CONNECTIONS - len(self._connections)):
             self._connections.add(connection)
             self._watch(connection, partial(self._read_packets, connection))
 
@@ -162,8 +163,10 @@ class Supervisor:
             self._wake_lease()
         if packet.get("drain"):
             self._end(Cut.DRAINED, None)
-        if packet.get("gone") and self._tree.exit_code is None and not self._tree.launcher_is_alive:
-            self._tree.is_gone = True
+        if packet.get("gone"):
+            self._tree.hear_launcher()  # its last word may wait beside the agent's
+            if not self._tree.launcher_is_alive:
+                self._tree.is_gone = True
 
     def _check_limits(self) -> None:
         now = time.monotonic()
@@ -229,12 +232,15 @@ class Supervisor:
     def _drain(self) -> None:
         """Reads what is left in pipes and sockets: everybody who could write is gone."""
         deadline = time.monotonic() + DRAIN_AFTER_EXIT_S
+        self._accept()
         while (self._open_streams or self._connections) and time.monotonic() < deadline:
             self._turn(0.05)
         self._narrator.close_epoch()
 
     def _ending(self) -> Ending:
         code = self._tree.exit_code
+        if self.cut is None and self._tree.cut_by_licence:
+            self.cut = Cut.LICENCE
         job = self._narrator.state.job
         exit_error = None
         if code != 0:

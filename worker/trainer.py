@@ -1,6 +1,6 @@
-"""The process in which PyTorch runs: `python -m worker.trainer` runs the job's recipe and says why, if it fails.
+"""The process in which PyTorch runs: `python -m worker.trainer` runs the job's script and says why, if it fails.
 
-The recipe runs as a script of its own would: as `__main__`, without the platform's packages in its way.
+A recipe or a bundle's entrypoint, it runs as it would by hand: as `__main__`, without the platform's packages in its way.
 """
 
 import faulthandler
@@ -17,6 +17,7 @@ from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
 from epochcast.reporting import AttemptSocket, Disconnected
 from worker import failures
+from worker.environments import EnvironmentFailed, environment_for, is_inside
 
 PLATFORM_PACKAGES = ("api", "shared", "worker")
 
@@ -24,18 +25,26 @@ PLATFORM_PACKAGES = ("api", "shared", "worker")
 def main() -> int:
     """The exit code: the script's own, or 1 when an exception ended it."""
     job = job_file.from_environment()
-    if job is None or job.recipe is None:
-        print("EPOCHCAST_SOCKET and EPOCHCAST_JOB must name a supervisor and a job with a recipe", file=sys.stderr)
+    if job is None or (job.recipe is None and job.script is None):
+        print("EPOCHCAST_SOCKET and EPOCHCAST_JOB must name a supervisor and a job with a script", file=sys.stderr)
         return 2
+    os.environ.update(job.env)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     faulthandler.register(signal.SIGUSR2)  # and so does the supervisor's question what a silent script is doing
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a printed line is a log line at once
-    script = script_of(job.recipe)
+    script = job.script or script_of(str(job.recipe))
+    try:
+        enter_environment(job)
+    except (EnvironmentFailed, OSError) as error:
+        _report_environment(error)
+        return 1
     leave_platform()
     try:
         limit_threads(job.threads)
-        sys.argv = [str(script)]
+        if job.script is not None:
+            sys.path.insert(0, str(script.parent))  # as `python train.py` does
+        sys.argv = [str(script), *job.args]
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as leaving:
         return _left(leaving, job, script)
@@ -51,6 +60,16 @@ def main() -> int:
 def script_of(recipe: str) -> Path:
     """The file of a recipe. Its name was checked against the catalogue when the job was submitted."""
     return Path(__file__).parent / "recipes" / f"{recipe.replace('-', '_')}.py"
+
+
+def enter_environment(job: JobFile) -> None:
+    """Goes on in the environment that the bundle requires: the same process, another Python. Raises EnvironmentFailed,
+    OSError."""
+    if job.bundle is None or job.environments is None:
+        return
+    python = environment_for(Path.cwd(), job.environments, job.bundle)
+    if python is not None and not is_inside(python):
+        os.execv(python, [str(python), "-P", "-m", "worker.trainer"])
 
 
 def leave_platform() -> None:
@@ -82,6 +101,12 @@ def _left(leaving: SystemExit, job: JobFile, script: Path) -> int:
     return 1
 
 
+def _report_environment(error: Exception) -> None:
+    print(error, file=sys.stderr)
+    detail = error.detail if isinstance(error, EnvironmentFailed) else None
+    _send(JobError(type="environment", message=str(error)[:500], detail=detail, retryable=True, rank=0))
+
+
 def _report(error: BaseException, job: JobFile, script: Path) -> None:
     failed = _typed(error, job, script)
     traceback.print_exception(error)  # the log has all of it, the typed error its end
@@ -90,15 +115,18 @@ def _report(error: BaseException, job: JobFile, script: Path) -> None:
 
 def _typed(error: BaseException, job: JobFile, script: Path) -> JobError:
     run = training.current_run()
-    batch_size = (job.params if run is None else run.params).get("batch_size")
+    params = job.params if run is None else run.params
+    named = "micro_batch_size" if params.get("micro_batch_size") else "batch_size"
+    batch_size = params.get(named)
     return failures.from_exception(
         error,
         script=script,
-        is_recipe=True,
+        is_recipe=job.recipe is not None,
         rank=int(os.environ.get("RANK", "0")),
         epoch=run.epoch or None if run else None,
         step=run.broke_off_at if run else None,
         batch_size=batch_size if isinstance(batch_size, int) else None,
+        batch_named=named,
         gpu=_gpu_name(),
     )
 

@@ -1,5 +1,6 @@
 """An attempt's process tree as its supervisor holds it: start, licence, signals, the end."""
 
+import contextlib
 import json
 import os
 import socket
@@ -20,29 +21,35 @@ class Tree:
         self._work_dir = work_dir
         self.agent = AgentLine(work_dir)
         self.lifeline, self._launcher_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Orders must never block their sender, whatever the launcher does.
+        self.lifeline.setblocking(False)
         self.stdout, self._stdout_end = os.pipe()
         self.stderr, self._stderr_end = os.pipe()
+        self._far_ends = contextlib.ExitStack()
+        self._far_ends.callback(self._launcher_end.close)
+        for near, far in ((self.stdout, self._stdout_end), (self.stderr, self._stderr_end)):
+            os.set_blocking(near, False)
+            self._far_ends.callback(os.close, far)
         self.launcher, self.started = 0, 0
         self.licence_until = 0.0
         self.exit_code: int | None = None
         self.is_gone = False
+        self.cut_by_licence = False
         self.is_stuck = False
 
     def start(self, argv: list[str], cwd: Path, env: dict[str, str], licence_until: float, timeout_s: float) -> None:
         """Has the agent start the launcher. Raises AgentUnavailable."""
-        self.licence_until = licence_until
+        self.licence_until = max(self.licence_until, licence_until)
+        licence_until = self.licence_until
         request = {"job_id": self._job_id, "cwd": str(cwd), "env": env, "argv": argv, "licence": licence_until}
         ends = [self._launcher_end.fileno(), self._stdout_end, self._stderr_end]
         try:
             self.agent.connect(timeout_s)
             self.launcher, self.started = self.agent.start(request, ends, timeout_s)
         finally:
-            self._launcher_end.close()
-            os.close(self._stdout_end)
-            os.close(self._stderr_end)
-        for descriptor in (self.stdout, self.stderr):
-            os.set_blocking(descriptor, False)
-        self.lifeline.setblocking(False)
+            self._far_ends.close()
+        # A renewal that came while the launcher was started: the lifeline had it, the agent not.
+        self.agent.tell({"licence": self.licence_until})
 
     def renew(self, licence_until: float) -> None:
         """Passes a longer licence to both kill switches. Callable from any thread."""
@@ -71,20 +78,21 @@ class Tree:
 
     def hear_launcher(self) -> bool:
         """Reads what the launcher said. False: it is gone (with or without a last word)."""
-        try:
-            data = self.lifeline.recv(_MAX_PACKET)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        packet = json.loads(data)
-        if "exit" in packet:
-            self.exit_code, self.is_gone = packet["exit"], True
-        if packet.get("stuck"):
-            self.is_stuck = True
-        return True
+        while True:
+            try:
+                data = self.lifeline.recv(_MAX_PACKET)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            packet = json.loads(data)
+            if "exit" in packet:
+                self.exit_code, self.is_gone = packet["exit"], True
+                self.cut_by_licence = packet["cut"] == "licence"
+            if packet.get("stuck"):
+                self.is_stuck = True
 
     @property
     def launcher_is_alive(self) -> bool:
@@ -102,6 +110,7 @@ class Tree:
 
     def close(self) -> None:
         """Lets go of everything; a launcher that still lives ends its tree now."""
+        self._far_ends.close()
         self.lifeline.close()
         self.agent.close()
         for descriptor in (self.stdout, self.stderr):

@@ -2,12 +2,20 @@
 
 import os
 import socket
+import struct
 from pathlib import Path
 
 
 def agent_socket(work_dir: Path) -> Path:
     """Where a host's agent listens."""
     return work_dir / "agent.sock"
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process that connected (it may be gone by now)."""
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(pid)
 
 
 def connect_at(connection: socket.socket, path: Path) -> None:

@@ -4,14 +4,16 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from epochcast.jobs import TrainingJob
-from shared.artifacts import ArtifactStore, ArtifactsUnavailable, sha256_of
+from shared.artifacts import ArtifactStore, ArtifactsUnavailable, FileMissing, sha256_of
 from shared.attempt import Claim
 from shared.settings import Settings
 
+FETCH_S = 60.0
 # What a trainer's environment is made of: names a training script has a use for, and nothing of the platform's own.
 ALLOWED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
@@ -38,6 +40,11 @@ class Workspace:
     @property
     def temporary(self) -> Path:
         return self.root / "tmp"
+
+    @property
+    def environments(self) -> Path:
+        """The host's virtual environments, which attempts share."""
+        return self.root.parents[2] / "venvs"
 
     @property
     def journal(self) -> Path:
@@ -73,16 +80,17 @@ def fetch_checkpoints(
     """Brings committed checkpoints to local disk, newest first, until one is whole.
 
     Older ones follow it only when it is damaged here; the trainer gets the rest of the list for damage that only
-    reading shows. Returns what the trainer is told, and a line for each that could not be used.
+    reading shows. Returns what the trainer is told, and a line for each that could not be used. Raises
+    ArtifactsUnavailable: a store that is away must not look like a job without checkpoints.
     """
     found: list[dict[str, object]] = []
     complaints = []
     for checkpoint in claim.checkpoints:
         path = workspace.root / "resume" / checkpoint.key.rsplit("/", 1)[-1]
         try:
-            store.get(checkpoint.key, path)
-        except ArtifactsUnavailable as error:
-            complaints.append(f"checkpoint of epoch {checkpoint.epoch} could not be fetched: {error}")
+            fetch(store, checkpoint.key, path)
+        except FileMissing as error:
+            complaints.append(f"checkpoint of epoch {checkpoint.epoch} is missing: {error}")
             continue
         if sha256_of(path) != checkpoint.sha256:
             complaints.append(f"checkpoint of epoch {checkpoint.epoch} is damaged: its SHA-256 differs")
@@ -94,6 +102,20 @@ def fetch_checkpoints(
     return found, complaints
 
 
+def fetch(store: ArtifactStore, key: str, path: Path) -> None:
+    """Tries for a minute. Raises FileMissing at once, ArtifactsUnavailable after it."""
+    deadline = time.monotonic() + FETCH_S
+    while True:
+        try:
+            return store.get(key, path)
+        except FileMissing:
+            raise
+        except ArtifactsUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
 def write_job_file(workspace: Workspace, job: TrainingJob, checkpoints: list[dict[str, object]]) -> Path:
     """What the trainer is told, as JSON (`EPOCHCAST_JOB`)."""
     path = workspace.root / "job.json"
@@ -102,6 +124,11 @@ def write_job_file(workspace: Workspace, job: TrainingJob, checkpoints: list[dic
         "attempt": job.attempt,
         "name": job.name,
         "recipe": job.spec.recipe,
+        "bundle": job.spec.bundle,
+        "script": str(workspace.work / job.spec.entrypoint) if job.spec.entrypoint is not None else None,
+        "args": job.spec.args,
+        "env": job.spec.env,
+        "environments": str(workspace.environments),
         "params": job.spec.hyperparameters,
         "total_epochs": job.total_epochs,
         "seed": job.spec.seed,

@@ -35,6 +35,9 @@ def submit(
     priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000 to 1000 (default: 0).")] = None,
     max_restarts: Annotated[int | None, typer.Option(help="Further tries after a failure (default: 0).")] = None,
     max_runtime: Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after that long.")] = None,
+    on_oom: Annotated[
+        str | None, typer.Option(metavar="fail|shrink", help="GPU memory used up: fail, or try smaller micro-batches.")
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="WORD", help="A word to find it by; repeat it.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Submitting again with the same key gives the same job.")
@@ -60,6 +63,7 @@ def submit(
         "priority": priority,
         "max_restarts": max_restarts,
         "max_runtime_s": max_runtime,
+        "on_oom": on_oom,
         "tags": tag,
     }
     fields: Any = {field: value for field, value in given.items() if value is not None}

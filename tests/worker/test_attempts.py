@@ -1,14 +1,22 @@
 """One attempt at a time with real processes: what a script says, how it ends, and what is left of it."""
 
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from epochcast.events import Complete, Error, Log, Progress
+from epochcast.events import Complete, Error, EventId, Log, Progress, encode
 from epochcast.jobs import Status
+from shared.archive import chunk_of
+from shared.attempt import claim
+from shared.event_log import Entry
+from shared.rows import progress_message
+from tests.shared.records import IDENTITY, record_of
 from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
+from worker.job_state import JobState
+from worker.process_tree import start_time
 from worker.unix_address import connect_at
 
 REPORTS = """
@@ -176,3 +184,110 @@ def test_a_stranger_is_refused_at_the_attempts_socket(host: Host) -> None:
         stranger.settimeout(5)
         assert stranger.recv(1) == b"", "the supervisor closes a connection from outside its tree"
     host.wait_ended(supervisor)
+
+
+def test_odd_packets_are_passed_over_and_said_and_the_job_goes_on(host: Host) -> None:
+    job = host.run(
+        """
+        import json, os, socket
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        folder = os.open(os.path.dirname(os.environ["EPOCHCAST_SOCKET"]), os.O_PATH)
+        connection.connect(f"/proc/self/fd/{folder}/attempt.sock")
+        digest = "0" * 64
+        for packet in [
+            {"type": "resumed", "epoch": -5},
+            {"type": "checkpoint", "file": "x" * 300, "epoch": 1, "bytes": 1, "sha256": digest},
+            {"type": "checkpoint", "file": "a\\nb", "epoch": 1, "bytes": 1, "sha256": digest},
+            {"type": "checkpoint", "file": "../../etc/passwd", "epoch": 1, "bytes": 1, "sha256": digest},
+            {"type": "checkpoint", "file": "c", "epoch": 2**63, "bytes": 1, "sha256": digest},
+            {"type": "report", "epoch": 1, "metrics": {"a": "text"}},
+            {"type": "x" * 50_000},
+            {"type": "log", "level": "INFO", "message": "m" * 30_000},
+            [1, 2, 3],
+        ]:
+            connection.send(json.dumps(packet).encode())
+        connection.send(b"\\xff not json")
+        """,
+        total_epochs=1,
+    )
+    assert job.status is Status.SUCCEEDED
+    lines = host.logs(job.job_id)
+    assert len([line for line in lines if "passed over" in line]) == 5
+    assert len([line for line in lines if "output folder" in line]) == 2
+    assert max(len(line) for line in lines) < 8300
+    assert len(host.queries.attempts(job.job_id)) == 1
+
+
+def test_the_last_words_of_a_process_that_is_gone_already_count(host: Host) -> None:
+    job_id = host.submit(total_epochs=1)
+    # The supervisor is kept from reading until the script and its tree are gone.
+    supervisor = host.attempt(
+        job_id,
+        """
+        import os, signal, time
+        import epochcast
+        print("here", flush=True)
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        run = epochcast.init()
+        run.fail({"type": "cuda_oom", "message": "CUDA out of memory"})
+        os._exit(1)
+        """,
+    )
+    host.wait_logged(job_id, "here")
+    tree = host.tree(job_id)
+    supervisor.send_signal(signal.SIGSTOP)
+    work = host.settings.work_dir / "jobs" / str(job_id) / "2" / "work"
+    (work / "go").touch()
+    wait_until(lambda: all(start_time(pid) is None for pid in tree), "the tree's end", timeout_s=20)
+    supervisor.send_signal(signal.SIGCONT)
+    host.wait_ended(supervisor)
+    job = host.store.get(job_id)
+    assert (job.status, job.error_message) == (Status.FAILED, "CUDA out of memory")
+
+
+def test_checkpoints_are_committed_while_a_flood_of_logs_goes_on(host: Host) -> None:
+    job_id = host.submit(total_epochs=1)
+    supervisor = host.attempt(
+        job_id,
+        """
+        import time
+        import epochcast
+        run = epochcast.init()
+        run.state(done={"a": 1})
+        for epoch in run.epochs():
+            run.report(epoch=1, loss=1.0)
+            run.checkpoint()
+            while not run.stopping:
+                print("x" * 100, flush=True)
+                time.sleep(0.002)
+        """,
+    )
+    wait_until(lambda: host.queries.artifacts(job_id), "the committed checkpoint", timeout_s=20)
+    host.store.request_stop(job_id)
+    host.wait_ended(supervisor)
+    assert host.store.get(job_id).status is Status.STOPPED
+
+
+def test_a_restart_after_a_lost_backlog_tells_the_whole_story(host: Host) -> None:
+    """The earlier attempt died between its end in SQL and its last events in Redis; nobody has them but SQL."""
+    job_id = host.submit(total_epochs=10)
+    claimed = claim(host.database, job_id, host.settings.host_name, 120, 1, IDENTITY)
+    assert claimed is not None
+    record = record_of(host.database, claimed)
+    state = JobState(claimed.job)
+    entries = [
+        Entry(
+            EventId(2, seq), EventId(2, seq - 1), "log", "running", "alice", encode(state.log(f"2-{seq}", "INFO", "x"))
+        )
+        for seq in (2, 3)
+    ]
+    record.record(None, [], chunk_of(entries))
+    record.finish(Status.STOPPED, seq=4, prev=EventId(2, 3), make_event=progress_message, lease_s=60, outcome="stopped")
+    host.store.restart(job_id)
+    host.wait_placed(job_id)
+    host.wait_ended(host.attempt(job_id, REPORTS))
+    assert host.store.get(job_id).status is Status.SUCCEEDED
+    ids = [str(entry.id) for entry in host.entries(job_id)]
+    assert ids[:7] == ["1-1", "2-1", "2-2", "2-3", "2-4", "3-1", "4-1"]
+    assert_gapless(host.entries(job_id))

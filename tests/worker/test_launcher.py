@@ -78,7 +78,7 @@ def assert_gone(*pids: int) -> None:
 def test_the_trainers_end_takes_along_what_it_left(launch: Any) -> None:
     launched = launch(FAMILY.format(rest="sys.exit(7)"))
     grandchild = launched.grandchild()
-    assert launched.hear() == {"exit": 7}
+    assert launched.hear() == {"exit": 7, "cut": None}
     assert start_time(grandchild) is None, "gone before the exit was said"
 
 
@@ -95,7 +95,7 @@ def test_a_licence_that_runs_out_ends_the_tree_unless_it_was_renewed(launch: Any
     grandchild = launched.grandchild()
     renewed_until = boottime_s() + 2.5
     launched.tell(licence=renewed_until)
-    assert launched.hear() == {"exit": -9}
+    assert launched.hear() == {"exit": -9, "cut": "licence"}
     assert boottime_s() >= renewed_until
     assert_gone(launched.trainer, grandchild)
 
@@ -108,14 +108,14 @@ def test_signals_go_to_the_trainer_only_and_a_kill_to_everything(launch: Any) ->
     assert os.read(launched.stdout, 100).startswith(b"asked")
     assert start_time(grandchild) is not None
     launched.tell(kill=True)
-    assert launched.hear() == {"exit": -9}
+    assert launched.hear() == {"exit": -9, "cut": "ordered"}
     assert_gone(launched.trainer, grandchild)
 
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_stop_that_was_asked_before_the_trainer_is_there_ends_it(launch: Any, attempt: int) -> None:
     launched = launch("import time; time.sleep(600)", early={"signal": "SIGTERM"})
-    assert launched.hear() == {"exit": -15}
+    assert launched.hear() == {"exit": -15, "cut": None}
 
 
 def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:
@@ -123,5 +123,5 @@ def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:
     grandchild = launched.grandchild()
     os.kill(launched.trainer, signal.SIGSTOP)
     launched.tell(kill=True)
-    assert launched.hear() == {"exit": -9}
+    assert launched.hear() == {"exit": -9, "cut": "ordered"}
     assert_gone(grandchild)

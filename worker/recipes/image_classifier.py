@@ -28,6 +28,8 @@ PARAMS = {
     "schedule": "cosine",
     "warmup": 0.05,
     "batch_size": 64,
+    "micro_batch_size": None,
+    "accumulation_steps": None,
     "dropout": 0.1,
     "val_fraction": 0.2,
     "compile": False,
@@ -60,6 +62,7 @@ def main() -> None:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(model) if on_gpu and p["compile"] else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
+    micro_batch_size = p["micro_batch_size"] or p["batch_size"] // (p["accumulation_steps"] or 1)
     steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
     metrics: dict[str, Any] = {}
@@ -71,13 +74,14 @@ def main() -> None:
         loss_sum = torch.zeros((), device=device)
         order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
         for rows in run.batches(torch.split(order, p["batch_size"])):
-            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-                loss = F.cross_entropy(forward(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in torch.split(rows, micro_batch_size):  # their gradients add up to the mean over all rows
+                with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                    loss = F.cross_entropy(forward(x[part]), y[part])
+                (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * len(part)  # no .item(): it would wait for the device at every step
             optimizer.step()
             scheduler.step()
-            loss_sum += loss.detach() * len(rows)  # no .item(): it would wait for the device at every step
 
         if run.cut_short:  # the loss of half an epoch is nobody's
             break

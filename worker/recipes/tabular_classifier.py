@@ -30,6 +30,8 @@ PARAMS = {
     "schedule": "cosine",
     "warmup": 0.05,
     "batch_size": 32,
+    "micro_batch_size": None,
+    "accumulation_steps": None,
     "dropout": 0.1,
     "val_fraction": 0.2,
 }
@@ -68,6 +70,7 @@ def main() -> None:
 
     model = Classifier(p, x, len(table.classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
+    micro_batch_size = p["micro_batch_size"] or p["batch_size"] // (p["accumulation_steps"] or 1)
     steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
     metrics: dict[str, Any] = {}
@@ -79,12 +82,13 @@ def main() -> None:
         loss_sum = torch.zeros((), device=device)
         order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
         for rows in run.batches(torch.split(order, p["batch_size"])):
-            loss = F.cross_entropy(model(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in torch.split(rows, micro_batch_size):  # their gradients add up to the mean over all rows
+                loss = F.cross_entropy(model(x[part]), y[part])
+                (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * len(part)  # no .item(): it would wait for the device at every step
             optimizer.step()
             scheduler.step()
-            loss_sum += loss.detach() * len(rows)  # no .item(): it would wait for the device at every step
 
         if run.cut_short:  # the loss of half an epoch is nobody's
             break

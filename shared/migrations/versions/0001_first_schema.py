@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("model_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("checkpoint_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("checkpoints_after", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("pending_reason", sa.Text(), nullable=True),
         sa.Column("not_before", sa.Double(), nullable=False),
         sa.Column("restarts_used", sa.Integer(), nullable=False),
