@@ -16,6 +16,7 @@ from shared.tokens import SCOPES, ExpiredToken, Identity, InvalidToken, KeysUnav
 LOCAL = Identity("local", frozenset(SCOPES), math.inf)
 """Everybody, where the gateway runs without auth (on loopback only)."""
 
+_REMEMBERED_S = 300.0
 _REMEMBERED = 10_000
 
 
@@ -32,7 +33,9 @@ class Authenticator:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._verifier = Verifier(settings, clock) if settings.auth == "token" else None
         self._clock = clock
-        self._known: dict[str, Identity] = {}
+        self._known: dict[str, tuple[Identity, float]] = {}
+        # Fetching a provider's keys may take seconds; it must not keep the threads that everything else needs.
+        self._threads = anyio.CapacityLimiter(4)
 
     async def identify(self, connection: HTTPConnection) -> Identity:
         """Whoever opened this request or socket. Raises MissingToken, ExpiredToken, InvalidToken."""
@@ -42,13 +45,14 @@ class Authenticator:
         if token is None:
             raise MissingToken
         known = self._known.get(token)
-        if known is not None and known.expires_at > self._clock():
-            return known
+        if known is not None and known[1] > self._clock():
+            return known[0]
         # In a thread: the identity provider's keys may have to be fetched.
-        identity = await anyio.to_thread.run_sync(self._verifier.verify, token)
+        identity = await anyio.to_thread.run_sync(self._verifier.verify, token, limiter=self._threads)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[token] = identity
+        # Not longer than a provider's keys are remembered: one that is withdrawn must stop working.
+        self._known[token] = identity, min(identity.expires_at, self._clock() + _REMEMBERED_S)
         return identity
 
 

@@ -8,6 +8,8 @@ from fastapi import Request
 from api.gate import MAX_BODY_BYTES, too_large
 from api.problems import Problem
 
+MAX_DEPTH = 64
+
 
 async def read_json(request: Request) -> Any:
     """The body, or None where there is none. Raises a 413, 415 or 422 problem."""
@@ -19,10 +21,28 @@ async def read_json(request: Request) -> Any:
         detail = f"Content-Type {kind[:100]!r} can't be read here; send application/json"
         raise Problem(415, "unsupported_media_type", detail)
     try:
-        return orjson.loads(content)
+        body = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         # orjson refuses NaN and Infinity, which JSON doesn't have.
         raise Problem(422, "invalid_json", f"the body is not JSON: {error}; NaN and Infinity are not JSON") from None
+    if _is_deeper_than(MAX_DEPTH, body):
+        raise Problem(422, "invalid_json", f"the body is nested deeper than {MAX_DEPTH} levels; make it flatter")
+    return body
+
+
+def _is_deeper_than(levels: int, value: Any) -> bool:
+    """Level by level, because recursion is what such a body breaks."""
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 async def _read(request: Request) -> bytes:

@@ -91,6 +91,10 @@ class Feed:
     async def unsubscribe(self, channel: bytes) -> None:
         verb = self._wanted.pop(channel, None)
         self._confirmed.discard(channel)
+        # Whoever comes next must not wait for a confirmation that this takes back.
+        waiting = self._waiting.pop(channel, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
         if verb is not None:
             await self._send("PUNSUBSCRIBE" if verb == "PSUBSCRIBE" else "UNSUBSCRIBE", channel)
 
@@ -114,6 +118,10 @@ class Feed:
             except (RedisError, OSError) as error:
                 if failures == 0:
                     logger.warning("feed: Redis is away", error=str(error))
+                failures = min(failures + 1, 10)
+            except Exception:
+                # Deaf for ever would be worse than a new connection.
+                logger.exception("feed: failed; connecting again")
                 failures = min(failures + 1, 10)
             finally:
                 self._connection = None

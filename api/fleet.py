@@ -139,7 +139,7 @@ class FleetDelivery:
             cursor: str | None = None
             while True:
                 wanted = JobFilter(status=status, visible_to=self._subscriber.visible_to)
-                page = self._queries.jobs(wanted, _PAGE, cursor)
+                page = self._queries.jobs(wanted, _PAGE, cursor, positions=False)
                 found += [_Active(job, EventId.parse(job.last_event_id or "0")) for job in page.items]
                 cursor = page.next_cursor
                 if cursor is None:

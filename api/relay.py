@@ -137,14 +137,14 @@ class Relay:
 
     def _dispatch(self, channel: bytes, data: bytes) -> None:
         subscribers = self._channels.get(job_of_feed(channel))
-        if subscribers and (entry := _entry(data)) is not None:
-            text = entry.payload.decode()
+        if subscribers and (heard := _heard(channel, data)) is not None:
+            _, entry, text = heard
             for subscriber in subscribers:
                 subscriber.offer(entry, text)
 
     def _dispatch_to_fleet(self, channel: bytes, data: bytes) -> None:
-        if (entry := _entry(data)) is not None:
-            job_id, text = job_of_feed(channel), entry.payload.decode()
+        if (heard := _heard(channel, data)) is not None:
+            job_id, entry, text = heard
             for subscriber in self._fleet:
                 subscriber.offer(job_id, entry, text)
 
@@ -162,9 +162,13 @@ class Relay:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
-            for peer in list(self._peers):
-                peer.check()
-            await self._drop_empty_channels()
+            try:
+                for peer in list(self._peers):
+                    peer.check()
+                await self._drop_empty_channels()
+            except Exception:
+                # Without this loop no time-out would ever be seen again.
+                logger.exception("relay: a sweep failed")
 
     async def _drop_empty_channels(self) -> None:
         before = asyncio.get_running_loop().time() - self.limits.linger_s
@@ -181,7 +185,11 @@ class Relay:
             await asyncio.sleep(self.limits.reconcile_s / _STEPS)
             step = (step + 1) % _STEPS
             job_ids = [job_id for job_id, members in self._channels.items() if members and job_id % _STEPS == step]
-            await self._reconcile(job_ids)
+            try:
+                await self._reconcile(job_ids)
+            except Exception:
+                # Without this loop a terminal state could stay unsaid (invariant I4).
+                logger.exception("relay: a reconcile pass failed")
             if step == 0:
                 for fleet_subscriber in self._fleet:
                     fleet_subscriber.fall_behind()
@@ -211,10 +219,11 @@ def _is_due(subscriber: Subscriber, standing: Standing | None, last: EventId | N
     return standing.is_terminal or (last is None and standing.last > subscriber.cursor)
 
 
-def _entry(data: bytes) -> Entry | None:
-    """None for what no event log publishes: anybody with the password can publish."""
+def _heard(channel: bytes, data: bytes) -> tuple[int, Entry, str] | None:
+    """The job, its event and the event's text; None for what no event log publishes: who has the password can."""
     try:
-        return entry_of_feed(data)
+        entry = entry_of_feed(data)
+        return job_of_feed(channel), entry, entry.payload.decode()
     except ValueError:
         logger.error("relay: an unreadable message was dropped", head=data[:40])
         return None

@@ -1,5 +1,7 @@
 """The platform from Python: `AsyncClient`, and the thin blocking `Client` for scripts and notebooks."""
 
+import asyncio
+import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -8,18 +10,23 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from epochcast import connection
+from epochcast import connection, packing
 from epochcast.downloads import OnBytes, download
+from epochcast.errors import UsageError
 from epochcast.events import Event, Log
 from epochcast.following import Message, OnNotice, Place, cursor, unnoticed
 from epochcast.handles import AsyncJob, AsyncModel, Job, Model, Submission, spec_of
 from epochcast.jobs import Status
 from epochcast.loop_thread import LoopThread
+from epochcast.packing import Package
 from epochcast.transport import Transport, understood
 from epochcast.watch import watch
 
 JOBS = "/training-jobs"
 PAGE = 200
+# The server unpacks and checks what it was sent before it answers.
+UPLOAD_S = 600.0
+Script = str | Path | Package
 M = TypeVar("M", bound=Message)
 _EVENTS: TypeAdapter[list[Message]] = TypeAdapter(list[Event])
 _LOGS: TypeAdapter[list[Log]] = TypeAdapter(list[Log])
@@ -45,21 +52,42 @@ class AsyncClient:
         await self._transport.close()
 
     async def submit(
-        self, script: str | None = None, *, idempotency_key: str | None = None, **fields: Unpack[Submission]
+        self, script: Script | None = None, *, idempotency_key: str | None = None, **fields: Unpack[Submission]
     ) -> AsyncJob:
-        """Submits a recipe. A key of your own makes it safe to submit again after a crash; lost answers are anyway."""
+        """Submits a recipe, or a script of yours with its folder (`packing.choose` names another folder).
+
+        A key of your own makes it safe to submit again after a crash; lost answers are anyway.
+        """
         content = await self._transport.json(
             "POST",
             JOBS,
-            body=spec_of(script, fields).model_dump(mode="json", exclude_unset=True),
+            body=await self._body(script, fields),
             headers={"Idempotency-Key": idempotency_key or uuid4().hex},
             is_repeatable=True,
         )
         return AsyncJob.of(self, content)
 
-    async def plan(self, script: str | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
-        """What `submit` would do: the resolved spec, the hosts that fit, the place in the queue. Stores nothing."""
-        body = spec_of(script, fields).model_dump(mode="json", exclude_unset=True)
+    async def upload(self, package: Package) -> str:
+        """Sends the files, once: the server knows what it has. Returns the bundle's name, `sha256:…`."""
+        with tempfile.TemporaryFile() as file:
+            await asyncio.to_thread(packing.write, package, file)
+            if file.tell() > packing.MAX_ARCHIVE_BYTES:
+                raise UsageError(f"{package.folder} packs to {file.tell():,} bytes; the limit is 256 MiB")
+            answer = await self._transport.upload("/code", file, "application/gzip", UPLOAD_S)
+        with understood("bundle"):
+            return str(answer["bundle"])
+
+    async def _body(self, script: Script | None, fields: Submission) -> dict[str, Any]:
+        """What is submitted. A script's folder is sent first, once everything else about the job is right."""
+        package = await asyncio.to_thread(packing.choose, script) if isinstance(script, str | Path) else script
+        spec = spec_of(fields, package)
+        if package is not None:
+            spec = spec.model_copy(update={"bundle": await self.upload(package)})
+        return spec.model_dump(mode="json", exclude_unset=True)
+
+    async def plan(self, script: Script | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
+        """What `submit` would do: the resolved spec, the hosts that fit, the place in the queue. Stores no job."""
+        body = await self._body(script, fields)
         plan: dict[str, Any] = await self._transport.json(
             "POST", JOBS, query={"dry_run": "true"}, body=body, is_repeatable=True
         )
@@ -201,11 +229,14 @@ class Client:
             self._loop.close()
 
     def submit(
-        self, script: str | None = None, *, idempotency_key: str | None = None, **fields: Unpack[Submission]
+        self, script: Script | None = None, *, idempotency_key: str | None = None, **fields: Unpack[Submission]
     ) -> Job:
         return Job.of(self, self._loop.run(self._async.submit(script, idempotency_key=idempotency_key, **fields)))
 
-    def plan(self, script: str | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
+    def upload(self, package: Package) -> str:
+        return self._loop.run(self._async.upload(package))
+
+    def plan(self, script: Script | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
         return self._loop.run(self._async.plan(script, **fields))
 
     def jobs(

@@ -66,7 +66,7 @@ def checked_url(url: str) -> str:
         good = False
     if not good or parts.query or parts.fragment or parts.username is not None:
         raise UsageError(f"{url!r} is not a server's address; give one such as http://localhost:8000")
-    return url.rstrip("/")
+    return f"{parts.scheme}{url[len(parts.scheme) :]}".rstrip("/")
 
 
 def _check_token(token: str) -> None:

@@ -33,7 +33,10 @@ class EventId(tuple[int, int]):
         match = cls._PATTERN.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not an event id; an event id is <generation>-<seq>, such as 2-46, or 0")
-        return cls(int(match[1]), int(match[2]))
+        generation, seq = int(match[1]), int(match[2])
+        if max(generation, seq) >= 2**63:
+            raise ValueError(f"{text!r} is not an event id: its numbers are too large")
+        return cls(generation, seq)
 
     @property
     def generation(self) -> int:

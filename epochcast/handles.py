@@ -1,6 +1,6 @@
 """What the client's verbs return: a job or a model that knows its client, so that `job.watch()` works."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
@@ -10,6 +10,7 @@ from epochcast.downloads import OnBytes
 from epochcast.errors import JobFailed, UsageError
 from epochcast.following import Message
 from epochcast.jobs import AwareTimestamp, Metrics, Resources, Status, TrainingJob, TrainingJobSpec
+from epochcast.packing import Package
 from epochcast.transport import understood
 
 if TYPE_CHECKING:
@@ -134,10 +135,13 @@ class Submission(TypedDict, total=False):
     name: str | None
     recipe: str | None
     hyperparameters: dict[str, Any]
+    args: Sequence[str]
+    env: Mapping[str, str]
     total_epochs: int | None
     seed: int
     gpus: int
     gpu_memory_gib: float | None
+    nodes: int
     priority: int
     max_restarts: int
     max_runtime_s: float | None
@@ -147,14 +151,17 @@ class Submission(TypedDict, total=False):
     tags: list[str]
 
 
-def spec_of(script: str | None, submission: Submission) -> TrainingJobSpec:
-    """The body to send. Raises UsageError, with one line per wrong field."""
-    if script is not None:
-        raise UsageError(
-            f"{script}: this version runs recipes, not scripts of your own; "
-            "submit a recipe such as image-classifier (`epochcast recipes` lists them)"
-        )
+NOT_YET_UPLOADED = f"sha256:{'0' * 64}"
+
+
+def spec_of(submission: Submission, package: Package | None = None) -> TrainingJobSpec:
+    """The body to send; with a package its bundle is still to be named. Raises UsageError, one line per wrong field."""
     fields: dict[str, Any] = dict(submission)
+    if package is not None:
+        fields |= {"bundle": NOT_YET_UPLOADED, "entrypoint": package.entrypoint}
+    for name, kind in (("args", list), ("env", dict)):
+        if name in fields and not isinstance(fields[name], str):
+            fields[name] = kind(fields[name])
     resources = {name: fields.pop(name) for name in Resources.model_fields if name in fields}
     try:
         return TrainingJobSpec.model_validate({**fields, "resources": resources})

@@ -36,7 +36,7 @@ def install() -> None:
     """
     last = logging.lastResort
     if not isinstance(last, LogHandler):
-        logging.lastResort = LogHandler(otherwise=last)  # type: ignore[assignment]
+        logging.lastResort = LogHandler(otherwise=last)
 
 
 def level_of(number: int) -> Level:

@@ -220,6 +220,10 @@ class Run:
         """Says why the script failed, as the fields of a typed error. For the trainer; scripts raise exceptions."""
         self._send("failure", error=dict(error))
 
+    def pass_on(self, packet: dict[str, Any]) -> None:
+        """Sends what an integration says. For integrations; scripts call `report`."""
+        self._outlet.send(packet)
+
     def close(self) -> None:
         """Ends the connection; the next `init` in this process makes a new run."""
         self._outlet.close()

@@ -1,4 +1,4 @@
-"""The order in which an epoch's samples come: from seed and epoch alone, the same in every attempt, split over ranks."""
+"""The order of an epoch's samples: from seed and epoch alone, the same in every attempt, split over the ranks."""
 
 import hashlib
 from collections.abc import Callable, Iterator

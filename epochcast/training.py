@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from epochcast import job_file, log_records
-from epochcast.reporting import AttemptSocket, Disconnected, Terminal
 from epochcast.log_records import LogHandler
+from epochcast.reporting import AttemptSocket, Disconnected, Terminal
 from epochcast.run import Run
 
 __all__ = ["Disconnected", "LogHandler", "Run", "current_run", "init"]

@@ -1,12 +1,13 @@
 """One HTTP request to the gateway: token, retries, and every failure turned into an error of `epochcast.errors`."""
 
 import asyncio
+import io
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 import orjson
@@ -16,6 +17,7 @@ from epochcast.connection import Connection
 from epochcast.errors import EpochcastError, IncompatibleServer, Problem, Unreachable, refusal
 
 TRIES = 3
+BLOCK_BYTES = 256 * 1024
 TRANSIENT = frozenset({502, 503, 504})
 Query = Mapping[str, str | int | float | bool | Sequence[str | int] | None]
 
@@ -48,8 +50,17 @@ class Transport:
     ) -> Any:
         """The answer's JSON. A GET, and what is repeatable, is tried again when the network or a 503 fails it."""
         response = await self._send_with_retries(
-            self._request(method, path, query, body, headers, timeout_s),
+            lambda: self._request(method, path, query, body, headers, timeout_s),
             tries=TRIES if is_repeatable or method == "GET" else 1,
+        )
+        return read_json(response)
+
+    async def upload(self, path: str, file: IO[bytes], kind: str, timeout_s: float) -> Any:
+        """Sends a file, from its beginning, and gives the answer's JSON; tried again like what is repeatable."""
+        headers = {"Content-Type": kind, "Content-Length": str(file.seek(0, io.SEEK_END))}
+        response = await self._send_with_retries(
+            lambda: self._http.build_request("POST", path, content=_blocks(file), headers=headers, timeout=timeout_s),
+            tries=TRIES,
         )
         return read_json(response)
 
@@ -82,8 +93,9 @@ class Transport:
             timeout=httpx2.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
         )
 
-    async def _send_with_retries(self, request: httpx2.Request, tries: int) -> httpx2.Response:
+    async def _send_with_retries(self, make: Callable[[], httpx2.Request], tries: int) -> httpx2.Response:
         for attempt in range(1, tries + 1):
+            request = make()  # anew: a body that is read from a file is sent once
             try:
                 with unreachable(self.connection):
                     response = await self._http.send(request)
@@ -98,7 +110,13 @@ class Transport:
             if response.is_error:
                 raise error_of(response)
             return response
-        raise EpochcastError(f"no try of {request.method} {request.url} was made")  # tries is never below 1
+        raise EpochcastError("no try of a request was made")  # tries is never below 1
+
+
+async def _blocks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    file.seek(0)
+    while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+        yield block
 
 
 @contextmanager

@@ -4,6 +4,7 @@ What each close code asks of a client is section 2 of the contract; `_after_clos
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ FINISHED = 1000
 REFUSED = 1008
 # What a peer or proxy that breaks the protocol closes with; it will break it again.
 BROKEN = frozenset({1002, 1003, 1007, 1009, 1010})
+# A connection that lasted so long was a good one, even if nothing was said.
+LASTED_S = 5.0
 # Answers to the handshake that a later try may not get; any other says that here is no WebSocket.
 PASSING = frozenset({429, 500, 502, 503, 504})
 
@@ -66,10 +69,12 @@ async def watch(
     pace = pace or Pace()
     place = Place(cursor(after))
     tries = 0
+    connected_at: float | None = None
     while True:
         try:
             async with _subscribed(transport.connection, job_id, place, pace) as socket:
                 on_notice(Connected())
+                connected_at = time.monotonic()
                 while (message := await _next_message(socket, place, pace)) is not None:
                     if place.takes(message):
                         tries = 0
@@ -79,6 +84,10 @@ async def watch(
             ending = _after_close(error.rcvd, job_id)
         except (OSError, InvalidHandshake) as error:
             ending = _after_handshake(error)
+        if connected_at is not None and time.monotonic() - connected_at > LASTED_S:
+            # Silent is not broken: an epoch may take hours.
+            tries, place.was_reached = 0, True
+        connected_at = None
         tries += 1
         match ending:
             case _Finished():

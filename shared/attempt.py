@@ -86,6 +86,8 @@ class ProgressState:
     current_loss: float | None
     metrics: Metrics
     eta_s: float | None
+    total_epochs: int | None = None
+    """If the script said how many it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class AttemptRecord:
                     "metrics": state.metrics,
                     "eta_s": state.eta_s,
                 }
+                values |= _told_total(state)
             if chunk is not None:
                 values |= {"last_generation": self._fence.generation, "last_seq": chunk.last_seq}
                 self._archive(connection, chunk, now)
@@ -352,6 +355,7 @@ class AttemptRecord:
                     "current_loss": state.current_loss,
                     "metrics": state.metrics,
                 }
+                values |= _told_total(state)
             row = apply(connection, self._fence, values, now, event=make_event, seq=seq, prev=prev)
             if row is None:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
@@ -480,3 +484,7 @@ class _FencedTransaction:
 
     def __exit__(self, *exception: Any) -> bool | None:
         return self._context.__exit__(*exception)
+
+
+def _told_total(state: ProgressState) -> dict[str, Any]:
+    return {} if state.total_epochs is None else {"total_epochs": state.total_epochs}

@@ -98,10 +98,11 @@ class _Budget:
             raise BundleRefused(f"the archive unpacks to more than {self._limits.ratio} times its size")
 
     def check_tar(self, unpacked: int) -> None:
-        """The tar with its headers: a few blocks a member more than the files."""
-        if unpacked > self._limits.bytes + self._limits.members * 4096:
+        """The tar with its headers, which may be some blocks a member and shrink to nothing."""
+        headers = self._limits.members * 4096
+        if unpacked > self._limits.bytes + headers:
             raise BundleRefused(f"the archive unpacks to more than {self._limits.bytes:,} bytes")
-        self.check_ratio(unpacked)
+        self.check_ratio(unpacked - headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,8 +76,10 @@ class _Pass:
             except Exception as error:
                 if isinstance(error, sa.exc.DBAPIError) and is_outage(error):
                     raise
-                logger.exception("job can't be placed", job_id=row.id)
-                _explain(self._connection, row, f"can't be placed: {_complaint(error)}")
+                reason = f"can't be placed: {_complaint(error)}"
+                if reason != row.pending_reason:  # said once, not at every pass
+                    logger.exception("job can't be placed", job_id=row.id)
+                _explain(self._connection, row, reason)
                 continue
             if host is not None:
                 placed.append(Placed(row.id, host.name))
@@ -87,9 +89,7 @@ class _Pass:
         resources = TrainingJobSpec.model_validate(row.spec).resources
         running, limit = self._busy.get(row.owner, 0), self._running_per_owner
         if limit is not None and running >= limit:
-            _explain(
-                self._connection, row, f"{row.owner} has {running} running jobs; the limit per owner is {limit}"
-            )
+            _explain(self._connection, row, f"{row.owner} has {running} running jobs; the limit per owner is {limit}")
             return None
         avoided = self._avoided.get(row.id, frozenset())
         chosen = choose(resources, self._free, avoided, row.checkpoint_id is not None)
@@ -183,7 +183,7 @@ def _usable(resources: Resources, host: FreeHost) -> list[FreeGpu]:
 
 
 def _reserve(connection: sa.Connection, row: Any, host: FreeHost, resources: Resources, now: float) -> bool:
-    """Gives a job its place and takes that from `host`. False: the job was stopped or changed since the pass read it."""
+    """Gives a job its place and takes that from `host`. False: it was stopped or changed since the pass read it."""
     taken = sorted(_usable(resources, host), key=lambda gpu: gpu.free_bytes)[: resources.gpus]
     uuids = [gpu.uuid for gpu in taken]
     with connection.begin_nested():

@@ -104,9 +104,6 @@ class Recovery:
             here = sa.exists().where(placements.c.job_id == jobs.c.id, placements.c.host == host)
             # Locked, and so judged again after a claim that was under way: what it has claimed stays.
             waiting = connection.execute(
-                sa.select(jobs.c.id)
-                .where(jobs.c.status == Status.QUEUED, here)
-                .order_by(jobs.c.id)
-                .with_for_update()
+                sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, here).order_by(jobs.c.id).with_for_update()
             ).scalars()
             return [job_id for job_id in list(waiting) if release_from(connection, job_id, host)]

@@ -1,4 +1,4 @@
-"""Names of the environment that a job can't set: the platform's own, and those that are read before it could set them."""
+"""What a job's `env` can't set: the platform's own names, and those that are read before a script starts."""
 
 import re
 

@@ -52,8 +52,10 @@ class Conversation:
         match message:
             case Report():
                 self._take_report(message)
-            case EpochEnded(epoch=epoch):
+            case EpochEnded(epoch=epoch, total_epochs=total):
                 self._tells_epochs = True
+                if total is not None:
+                    self._narrator.state.plan(total)
                 if self._narrator.state.open_epoch == epoch:
                     self._narrator.close_epoch()
                 self._narrator.state.begin_epoch()

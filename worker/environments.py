@@ -6,6 +6,7 @@ lease ends it like any training, and a package's build script sees no credential
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -92,7 +93,9 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(environment: Path, bundle: Path) -> None:
     uv = shutil.which("uv")
     print(f"building an environment for {REQUIREMENTS} with {'uv' if uv else 'pip'}", flush=True)
-    _run([sys.executable, "-m", "venv", *(["--without-pip"] if uv else []), str(environment)], bundle)
+    # The worker's pip rather than one of its own, with which an old setuptools comes that torch may not accept.
+    has_pip = importlib.util.find_spec("pip") is not None
+    _run([sys.executable, "-m", "venv", *(["--without-pip"] if uv or has_pip else []), str(environment)], bundle)
     _share_packages(environment)
     python = str(environment / "bin" / "python")
     if uv:
@@ -100,8 +103,9 @@ def _build(environment: Path, bundle: Path) -> None:
         overrides.write_text("".join(f"{name}; python_version < '0'\n" for name in _shared_packages(bundle)))
         _run([uv, "pip", "install", "--python", python, "--override", str(overrides), "-r", REQUIREMENTS], bundle)
     else:
-        pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-        _run([*pip, "-r", REQUIREMENTS], bundle)
+        pip = [sys.executable, "-m", "pip", "--python", python] if has_pip else [python, "-m", "pip"]
+        quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+        _run([*pip, "install", *quiet, "-r", REQUIREMENTS], bundle)
 
 
 def _share_packages(environment: Path) -> None:

@@ -32,6 +32,7 @@ class JobState:
         self._open_metrics: Metrics = {}
         self._open_non_finite: list[str] = []
         self._emitted_epoch: int | None = None
+        self._told_total: int | None = None
 
     @property
     def has_open_epoch(self) -> bool:
@@ -65,6 +66,11 @@ class JobState:
         """The script says that an epoch begins."""
         self._epoch_began = self._clock()
         self._knows_begin = True
+
+    def plan(self, total_epochs: int) -> None:
+        """The script says how many epochs it trains: more to the point than what the job was submitted with."""
+        self._told_total = total_epochs
+        self.job = self.job.model_copy(update={"total_epochs": total_epochs})
 
     def step_point(self, epoch: int, step: int, metrics: Metrics) -> MetricPoint:
         """A report by step: the history's, never an event."""
@@ -133,7 +139,9 @@ class JobState:
     def stored(self) -> ProgressState:
         """What SQL keeps of it."""
         job = self.job
-        return ProgressState(job.current_epoch, job.progress, job.current_loss, job.metrics, job.eta_s)
+        return ProgressState(
+            job.current_epoch, job.progress, job.current_loss, job.metrics, job.eta_s, self._told_total
+        )
 
 
 class Snapshots:

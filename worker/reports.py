@@ -59,9 +59,10 @@ class Resumed(_Packet):
 
 
 class EpochEnded(_Packet):
-    """The epoch's loop body is over: its reports can become its event."""
+    """The epoch's loop body is over: its reports can become its event. `total_epochs`: if only the script knows it."""
 
     epoch: int = Field(ge=0, le=2**53)
+    total_epochs: int | None = Field(default=None, ge=1, le=10_000_000)
 
 
 class Failure(_Packet):

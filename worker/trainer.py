@@ -1,6 +1,6 @@
 """The process in which PyTorch runs: `python -m worker.trainer` runs the job's script and says why, if it fails.
 
-A recipe or a bundle's entrypoint, it runs as it would by hand: as `__main__`, without the platform's packages in its way.
+A recipe or a bundle's entrypoint: it runs as `__main__`, without the platform's packages in its way.
 """
 
 import faulthandler
@@ -12,7 +12,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from epochcast import job_file, training
+from epochcast import integrations, job_file, training
+from epochcast.integrations.link import has_spoken
 from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
 from epochcast.reporting import AttemptSocket, Disconnected
@@ -40,6 +41,7 @@ def main() -> int:
         _report_environment(error)
         return 1
     leave_platform()
+    integrations.observe()
     try:
         limit_threads(job.threads)
         if job.script is not None:
@@ -54,6 +56,7 @@ def main() -> int:
     except BaseException as error:
         _report(error, job, script)
         return 1
+    integrations.script_ended()
     return 0
 
 
@@ -95,6 +98,8 @@ def limit_threads(threads: int | None) -> None:
 def _left(leaving: SystemExit, job: JobFile, script: Path) -> int:
     """`sys.exit(3)` is the script's own word; `sys.exit("text")` says why, and that is worth more than a code 1."""
     if leaving.code is None or isinstance(leaving.code, int):
+        if not leaving.code:
+            integrations.script_ended()
         return leaving.code or 0
     print(leaving.code, file=sys.stderr)
     _send(_typed(leaving, job, script).model_copy(update={"message": str(leaving.code)[:500], "exit_code": 1}))
@@ -138,6 +143,8 @@ def _send(failed: JobError) -> None:
         run = training.current_run()
         if run is not None:
             run.fail(error)
+        elif (link := has_spoken()) is not None:
+            link.fail(error)
         else:
             AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send({"type": "failure", "rank": failed.rank, "error": error})
     except Disconnected as gone:

@@ -3,7 +3,7 @@
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import anyio.to_thread
 import orjson
@@ -72,7 +72,7 @@ def _kind(request: Request) -> Kind:
     return _KINDS[sent]
 
 
-async def _receive(request: Request, gateway: Gateway, file: BinaryIO) -> None:
+async def _receive(request: Request, gateway: Gateway, file: IO[bytes]) -> None:
     """The body to disk, counted as it comes."""
     received = 0
     async for block in request.stream():

@@ -16,7 +16,7 @@ from api.plan import plan
 from api.problems import wrong_field, wrong_fields
 from api.routes.parameters import Cursor, JobId, Limit, Word
 from api.snapshots import encode, job_json
-from api.submission import idempotency_key, resolve
+from api.submission import check_entrypoint, idempotency_key, resolve
 from epochcast.events import EventId
 from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
 from shared.event_log import nudge_channel
@@ -54,6 +54,8 @@ async def submit(
     if content is None:
         raise wrong_field("body", 'is empty; send a job, for example {"recipe": "image-classifier"}')
     spec = resolve(content)
+    if spec.bundle is not None:
+        check_entrypoint(spec, await gateway.record(gateway.bundles.paths, spec.bundle, identity.owner))
     if dry_run:
         return json_response(orjson.dumps(await gateway.record(plan, gateway.database, spec)))
     named = idempotency_key(key, content)

@@ -1,20 +1,29 @@
-"""`submit`: a recipe with its hyperparameters becomes a job."""
+"""`submit`: a script with its folder, or a recipe with its hyperparameters, becomes a job."""
 
-from typing import Annotated, Any
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from epochcast.cli.options import Json, Token, Url, client
-from epochcast.cli.output import print_fields, print_json, typed
+from epochcast.cli.output import plain, print_fields, print_json, typed
+from epochcast.cli.script_command import ScriptCommand, script_of
 from epochcast.cli.watch import follow
 from epochcast.errors import UsageError
+
+if TYPE_CHECKING:
+    from epochcast.packing import Package
+
+SHOWN_FILES = 12
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Example: epochcast submit --recipe image-classifier -p lr=0.01 --epochs 5 --watch",
-        # A script's name is taken only to say what this version runs instead.
-        context_settings={"allow_extra_args": True},
+        cls=ScriptCommand,
+        options_metavar="[OPTIONS] [SCRIPT [ARGS]...]",
+        epilog="Examples: epochcast submit train.py --lr 0.1 --watch, "
+        "epochcast submit --recipe image-classifier -p lr=0.01 --epochs 5 --watch",
     )(submit)
 
 
@@ -27,10 +36,17 @@ def submit(
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="A hyperparameter: JSON, else text; repeat it."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many epochs (default: the recipe's).")] = None,
+    folder: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What to send with a script (default: the script's folder).")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="For the script's environment; repeat it.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs (default: the recipe's; a script: 1).")] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="What to call the job.")] = None,
     seed: Annotated[int | None, typer.Option(help="For data split, weights and order (default: 0).")] = None,
     gpus: Annotated[int | None, typer.Option(help="How many GPUs (default: 0).")] = None,
+    nodes: Annotated[int | None, typer.Option(help="How many hosts (default: 1).")] = None,
     gpu_memory: Annotated[float | None, typer.Option(metavar="GIB", help="Free memory wanted on each GPU.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000 to 1000 (default: 0).")] = None,
     max_restarts: Annotated[int | None, typer.Option(help="Further tries after a failure (default: 0).")] = None,
@@ -48,7 +64,10 @@ def submit(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a training job.
+    """Submit a training job: a script of your own with its folder, or a recipe.
+
+    Options of this command are taken before and after the script; all else after the script is for the script. After
+    -- everything is: epochcast submit train.py -- --seed 3
 
     With --watch the exit code tells the outcome; with --json too, the first line is the job, the others its messages.
     """
@@ -60,6 +79,7 @@ def submit(
         "seed": seed,
         "gpus": gpus,
         "gpu_memory_gib": gpu_memory,
+        "nodes": nodes,
         "priority": priority,
         "max_restarts": max_restarts,
         "max_runtime_s": max_runtime,
@@ -67,12 +87,14 @@ def submit(
         "tags": tag,
     }
     fields: Any = {field: value for field, value in given.items() if value is not None}
-    _check(context.args, recipe, fields)
+    package = _package(script_of(context), folder, pairs("--env", env or []), fields)
+    if package is not None:
+        _show_package(package, fields, as_json)
     with client(url, token) as server:
         if dry_run:
-            _show_plan(server.plan(**fields), as_json)
+            _show_plan(server.plan(package, **fields), as_json)
             return
-        job = server.submit(idempotency_key=idempotency_key, **fields)
+        job = server.submit(package, idempotency_key=idempotency_key, **fields)
     if as_json:
         print_json(job)
     else:
@@ -81,30 +103,73 @@ def submit(
         follow(job.job_id, url, token, as_json=as_json)
 
 
-def _check(script: list[str], recipe: str | None, fields: Any) -> None:
-    """Raises UsageError for what no server would take, before one is looked for."""
-    from epochcast.handles import spec_of
+def _package(script: list[str], folder: str | None, env: dict[str, str], fields: Any) -> "Package | None":
+    """What goes with the script, whose arguments and environment join `fields`; None for a recipe.
 
-    if not script and recipe is None:
-        raise UsageError("name what to run with --recipe, such as image-classifier; `epochcast recipes` lists them")
-    spec_of(script[0] if script else None, fields)
+    Raises UsageError for what no server would take, before one is looked for.
+    """
+    from epochcast.handles import spec_of
+    from epochcast.packing import choose
+
+    if not script and "recipe" not in fields:
+        raise UsageError(
+            "name what to run: a script, such as train.py, or a recipe with --recipe (`epochcast recipes` lists them)"
+        )
+    if not script and (folder is not None or env):
+        raise UsageError("--folder and --env belong to a script; a recipe takes -p NAME=VALUE")
+    if script and "recipe" in fields:
+        raise UsageError(f"give a script or --recipe, not both: {script[0]} and {fields['recipe']}")
+    package = choose(script[0], folder) if script else None
+    if package is not None:
+        fields |= {"args": script[1:], "env": env}
+    spec_of(fields, package)
+    return package
+
+
+def _show_package(package: "Package", fields: Any, as_json: bool) -> None:
+    """What leaves this machine; on stderr where stdout is for programs."""
+    out = sys.stderr if as_json else sys.stdout
+    files = f"{len(package.files)} file{'s' if len(package.files) != 1 else ''}"
+    print(f"sending {files}, {size_text(package.bytes)}, from {plain(package.folder.resolve())}", file=out)
+    for file in package.files[:SHOWN_FILES]:
+        print(f"  {plain(file.path)}  {size_text(file.bytes)}", file=out)
+    if len(package.files) > SHOWN_FILES:
+        print(f"  … and {len(package.files) - SHOWN_FILES} more", file=out)
+    for path, reason in package.left_out:
+        print(f"  left out: {plain(path)} ({reason})", file=out)
+    print(f"runs: {plain(shlex.join(['python', package.entrypoint, *fields['args']]))}", file=out)
+
+
+def size_text(count: int) -> str:
+    """`512 B`, `34.5 KiB`, `1.2 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
 
 
 def _next_step(job_id: int) -> str:
     return f"; watch it with: epochcast watch {job_id}"
 
 
-def parameters(given: list[str]) -> dict[str, Any]:
-    """`["lr=0.01", "dataset=digits"]` as a dict. Raises UsageError for what isn't NAME=VALUE or comes twice."""
-    import orjson
-
-    found: dict[str, Any] = {}
+def pairs(option: str, given: list[str], example: str = "DEBUG=1") -> dict[str, str]:
+    """`["A=b"]` as a dict. Raises UsageError for what isn't NAME=VALUE or comes twice."""
+    found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"-p {text}: give NAME=VALUE, such as -p lr=0.01")
+            raise UsageError(f"{option} {text}: give NAME=VALUE, such as {option} {example}")
         if name in found:
-            raise UsageError(f"-p {text}: {name} is given twice")
+            raise UsageError(f"{option} {text}: {name} is given twice")
+        found[name] = value
+    return found
+
+
+def parameters(given: list[str]) -> dict[str, Any]:
+    """`["lr=0.01", "dataset=digits"]` as a dict: JSON where it is, else text. Raises UsageError, as `pairs`."""
+    import orjson
+
+    found: dict[str, Any] = {}
+    for name, value in pairs("-p", given, "lr=0.01").items():
         try:
             found[name] = orjson.loads(value)
         except ValueError:
@@ -120,6 +185,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     print_fields(
         [
             ("recipe", spec.get("recipe")),
+            ("bundle", spec.get("bundle")),
+            ("entrypoint", spec.get("entrypoint")),
             ("hyperparameters", typed(spec.get("hyperparameters") or {})),
             ("epochs", spec.get("total_epochs")),
             ("hosts", ", ".join(plan.get("hosts_that_fit") or []) or "none fits now"),

@@ -13,7 +13,7 @@ from epochcast.integrations.stop_signal import StopSignal
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
-def EpochcastCallback() -> Any:  # noqa: N802 - a class to whoever writes it into a list of callbacks
+def EpochcastCallback() -> Any:
     """A callback for the Lightning that the script has imported, by either of its names.
 
     Raises RuntimeError when it has imported none.
@@ -34,8 +34,11 @@ def observe_trainer(trainer: Any) -> None:
     @functools.wraps(initialise)
     def observed(self: Any, *arguments: Any, **named: Any) -> None:
         initialise(self, *arguments, **named)
-        if not any(isinstance(callback, Epochs) for callback in self.callbacks):
-            self.callbacks.insert(0, _callback(is_automatic=True))  # Lightning keeps those that write checkpoints last
+        try:
+            if not any(isinstance(callback, Epochs) for callback in self.callbacks):
+                self.callbacks.insert(0, _callback(is_automatic=True))  # those that write checkpoints have to stay last
+        except Exception as error:  # a Lightning of another kind still trains
+            print(f"epochcast: Lightning's epochs are not reported: {error}", file=sys.stderr)
 
     trainer.__init__ = observed
 
@@ -50,6 +53,10 @@ class Epochs:
         self._earlier: Any = None
         self._speaks = False
         self._pending: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For strategies that send the trainer to processes they spawn."""
+        return _callback, (self._is_automatic,)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._earlier = signal.getsignal(signal.SIGTERM)  # Lightning puts its own in this one's place after this hook

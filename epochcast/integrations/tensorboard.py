@@ -1,7 +1,7 @@
 """TensorBoard scalars as progress: what a script gives to `SummaryWriter.add_scalar` is reported too.
 
 The epoch is the script's own: the nearest variable (or attribute of `self`) called `epoch` or the like in the code
-that writes the scalar. A global step alone can't say it: 0, 1, 2, … counts batches in one script and epochs in the next.
+that writes the scalar. A global step can't say it: 0, 1, 2, … counts batches in one script and epochs in the next.
 An epoch is over when that variable moves on or the script ends well; from the second one on already with the scalar
 that ended the epoch before, if that one is written once an epoch.
 """
@@ -25,6 +25,7 @@ STEP_INTERVAL_S = 0.1
 """Reports by step come at most this often, however often a script writes: TensorBoard's own file has them all."""
 
 _current: "Scalars | None" = None
+_is_broken = False
 
 
 def observe() -> None:
@@ -35,7 +36,7 @@ def observe() -> None:
 
 def script_ended() -> None:
     """The last epoch is over: nothing else would say so."""
-    if _current is not None and _current.pid == os.getpid():
+    if _current is not None and _current.pid == os.getpid() and not _is_broken:
         _current.end()
 
 
@@ -44,7 +45,9 @@ def observe_writer(writer: Any) -> None:
     add_scalar, add_scalars = writer.add_scalar, writer.add_scalars
 
     @functools.wraps(add_scalar)
-    def observed_scalar(self: Any, tag: Any, scalar_value: Any, global_step: Any = None, *rest: Any, **more: Any) -> Any:
+    def observed_scalar(
+        self: Any, tag: Any, scalar_value: Any, global_step: Any = None, *rest: Any, **more: Any
+    ) -> Any:
         written = add_scalar(self, tag, scalar_value, global_step, *rest, **more)
         _take(self, {str(tag): scalar_value}, global_step, sys._getframe(1))
         return written
@@ -158,7 +161,9 @@ def epoch_of(frame: FrameType | None) -> int | None:
     """The epoch that the code of this frame, or the nearest that called it, is in; None if it doesn't say."""
     while frame is not None:
         code = frame.f_code
-        known = frame.f_globals if code.co_name == "<module>" else {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+        known = (
+            frame.f_globals if code.co_name == "<module>" else {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+        )
         if "self" in known or any(name in known for name in EPOCH_NAMES):
             places = (frame.f_locals, getattr(frame.f_locals.get("self"), "__dict__", {}))
             for name in EPOCH_NAMES:
@@ -171,11 +176,14 @@ def epoch_of(frame: FrameType | None) -> int | None:
 
 def _take(writer: Any, scalars: Mapping[str, Any], step: Any, frame: FrameType | None) -> None:
     """Whatever happens here, the writer has written and the script goes on."""
-    global _current
+    global _current, _is_broken
+    if _is_broken:
+        return
     try:
         if _current is None or _current.pid != os.getpid():
             _current = Scalars(link())
         folder = str(getattr(writer, "log_dir", None) or getattr(writer, "logdir", ""))
         _current.take(folder, scalars, step, epoch_of(frame))
     except Exception as error:
-        print(f"epochcast: scalars {', '.join(scalars)} are not reported: {error}", file=sys.stderr)
+        _is_broken = True
+        print(f"epochcast: scalars are not reported: {type(error).__name__}: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
-"""Transformers' epochs as progress: `Trainer(callbacks=[EpochcastTrainerCallback()])`, in a job without that line too."""
+"""Transformers' epochs as progress: `Trainer(callbacks=[EpochcastTrainerCallback()])`, in a job also without."""
 
+import math
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ MOST_EPOCHS = 10_000_000
 _ABOUT_SPEED = ("_runtime", "_per_second", "total_flos")
 
 
-def EpochcastTrainerCallback() -> Any:  # noqa: N802 - a class to whoever writes it into a list of callbacks
+def EpochcastTrainerCallback() -> Any:
     """A `TrainerCallback`. Raises RuntimeError when the script has not imported transformers' trainer."""
     base = getattr(sys.modules.get("transformers.trainer_callback"), "TrainerCallback", None)
     if base is None:
@@ -27,12 +28,7 @@ def observe() -> None:
 
 def observe_trainer(module: Any) -> None:
     """Puts a callback among those that every trainer gets."""
-
-    class Automatic(Epochs, module.TrainerCallback):  # type: ignore[misc] - the script's own transformers
-        def __init__(self) -> None:
-            super().__init__(is_automatic=True)
-
-    module.DEFAULT_CALLBACKS.append(Automatic)
+    module.DEFAULT_CALLBACKS.append(type("EpochcastTrainerCallback", (_Automatic, module.TrainerCallback), {}))
 
 
 class Epochs:
@@ -73,11 +69,12 @@ class Epochs:
         }
         self._metrics |= metrics
         if self._pending is None:
-            link().report(int(state.epoch or 0) + 1, metrics, state.global_step)
+            link().report(_epoch(state), metrics, state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        epoch = round(state.epoch or 0)
-        if not self._speaks or (self._stop.asked and abs(state.epoch - epoch) > 1e-6):
+        epoch = _epoch(state)
+        # A fraction when `max_steps` or a stop ends the training inside an epoch.
+        if not self._speaks or (self._stop.asked and epoch - state.epoch > 1e-6):
             return
         self._pending = epoch
         if not any(name in self._metrics for name in ("loss", "train_loss")):
@@ -94,3 +91,13 @@ class Epochs:
             link().report(self._pending, self._metrics)
             link().epoch_ended(self._pending)
             self._metrics, self._pending = {}, None
+
+
+class _Automatic(Epochs):
+    def __init__(self) -> None:
+        super().__init__(is_automatic=True)
+
+
+def _epoch(state: Any) -> int:
+    """The one under way or just ended, from 1; Transformers counts 0.25, 0.5, … 1.0 in the first."""
+    return max(1, math.ceil((state.epoch or 0) - 1e-6))

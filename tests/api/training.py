@@ -56,7 +56,7 @@ class Training:
         """What the announcer does with stored events."""
         for event in self.store.unannounced():
             if event.job_id == self.job_id:
-                current = encode(progress_message(event.snapshot, event.entry.id))
+                current = encode(progress_message(self.store.get(self.job_id), event.entry.id))
                 self.append(event.entry, current=current)
                 self.store.mark_announced(self.job_id, event.entry.id)
 

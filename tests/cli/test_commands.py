@@ -146,6 +146,7 @@ def test_an_empty_list_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> No
 def test_submit_sends_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-p", "lr=0.01", "-p", "dataset=digits", "-p", "layers=[1,2]", "-p", "note=NaN", "--epochs", "5"]
     more = ["--name", "x", "--priority", "3", "--gpus", "1", "--tag", "a", "--tag", "b", "--seed", "7"]
+    more += ["--on-oom", "shrink"]
     with serving(lambda _: Answer(201, job("queued"))) as server:
         key = ["--idempotency-key", "k1"]
         assert run(["submit", "--recipe", "image-classifier", *options, *more, *key, "--url", server.url]) == 0
@@ -160,6 +161,7 @@ def test_submit_sends_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "resources": {"gpus": 1},
         "tags": ["a", "b"],
         "seed": 7,
+        "on_oom": "shrink",
     }
     assert "job 42" in capsys.readouterr().out
 
@@ -174,11 +176,15 @@ def test_a_dry_run_submits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 USAGE = [
-    (["submit", "train.py"], "this version runs recipes"),
+    (["submit", "no-such.py"], "no-such.py: there is no such file"),
+    (["submit", "README.md"], "README.md"),
+    (["submit", "--recipe", "r", "train.py"], "not both"),
+    (["submit", "--recipe", "r", "--env", "A=1"], "belong to a script"),
     (["submit"], "--recipe"),
     (["submit", "--recipe", "r", "-p", "lr"], "NAME=VALUE"),
     (["submit", "--recipe", "r", "-p", "a=1", "-p", "a=2"], "given twice"),
     (["submit", "--recipe", "r", "--epochs", "0"], "total_epochs"),
+    (["submit", "--recipe", "r", "--on-oom", "explode"], "on_oom"),
     (["list", "--status", "sleeping"], "queued, running"),
     (["logs", "42", "--level", "loud"], "DEBUG, INFO"),
     (["show", "zero"], "JOB"),

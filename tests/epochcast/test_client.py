@@ -69,9 +69,9 @@ def test_a_restart_is_never_sent_twice() -> None:
         assert len(server.calls) == 1
 
 
-def test_a_script_is_refused_with_what_this_version_runs() -> None:
-    with epochcast.Client("http://127.0.0.1:1") as client, pytest.raises(UsageError, match="runs recipes"):
-        client.submit("train.py")
+def test_a_script_that_is_not_there_is_named_before_anything_is_sent() -> None:
+    with epochcast.Client("http://127.0.0.1:1") as client, pytest.raises(UsageError, match=r"no-such\.py"):
+        client.submit("no-such.py")
 
 
 def test_a_wrong_field_is_named_before_anything_is_sent() -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from epochcast.events import EventId
-from epochcast.jobs import JobError, Resources, Status
+from epochcast.jobs import JobError, Metrics, Resources, Status
 from shared.attempt import MetricPoint, NewModel, ProgressState, StoredFile
 from shared.database import Database
 from shared.placement import Placed, place
@@ -64,7 +64,7 @@ def test_a_reason_to_queue_again_may_hold_anything(database: Database, store: St
 def test_metric_names_with_characters_that_sql_has_not_are_kept(database: Database, store: Store) -> None:
     job, _ = store.create(spec(), "alice")
     record = record_of(database, claim_placed(database, job.job_id))
-    metrics = {HOSTILE: 1.0}
+    metrics: Metrics = {HOSTILE: 1.0}
     record.record(ProgressState(1, 0.1, None, metrics, None), [MetricPoint(1, None, metrics, 0.0)], None)
     assert store.get(job.job_id).metrics == {STORED: 1.0}
     assert Queries(database).metrics(job.job_id) == {"epoch": [1], STORED: [1.0]}

@@ -115,6 +115,19 @@ def test_a_claimed_job_keeps_its_placement_when_somebody_wants_to_release_it(dat
     assert store.get(job_id).status is Status.RUNNING
 
 
+def test_a_host_that_leaves_gives_back_only_what_is_placed_on_it(database: Database, store: Store) -> None:
+    add_host(database, host_state("a", gpus=1))
+    add_host(database, host_state("b", gpus=1))
+    here, there, running = create(store, gpus=1), create(store, gpus=1), create(store)
+    where = {placed.job_id: placed.host for placed in place(database)}
+    claim_placed(database, running, where[running])
+    assert Recovery(database).release_host(where[here]) == [here]
+    with database.read() as connection:
+        held = connection.execute(sa.select(gpus.c.job_id).where(gpus.c.job_id.is_not(None))).scalars().all()
+        placed = connection.execute(sa.select(placements.c.job_id).order_by(placements.c.job_id)).scalars().all()
+    assert (held, placed) == ([there], [there, running])
+
+
 def test_competing_dispatchers_never_place_twice_or_beyond_the_slots(database: Database, store: Store) -> None:
     add_host(database, host_state(slots=7))
     for _ in range(12):

@@ -43,7 +43,9 @@ class Meanwhile:
         wait_until(lambda: self._waits() or not self._thread.is_alive(), "the other transaction")
 
     def _waits(self) -> bool:
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         with self._database.read() as connection:
             return bool(connection.exec_driver_sql(waiting).scalar_one())
 

@@ -51,6 +51,12 @@ def test_wrong_value_is_refused_by_the_name_of_its_field(
         ("image-classifier", {"data_dir": "/data"}, "digits needs none"),
         ("tabular-classifier", {"dataset": "csv", "path": "a.csv"}, "needs path .* and target"),
         ("tabular-classifier", {"dataset": "wine", "target": "y"}, "wine brings its own"),
+        ("image-classifier", {"batch_size": 64, "micro_batch_size": 24}, "batch_size 64 must be micro_batch_size"),
+        ("image-classifier", {"batch_size": 64, "micro_batch_size": 128}, "a divisor of batch_size"),
+        ("tabular-classifier", {"accumulation_steps": 5}, "a divisor of batch_size"),
+        ("tabular-classifier", {"micro_batch_size": 8, "accumulation_steps": 2}, "a divisor of batch_size"),
+        ("language-model", {"text_dir": "/a", "text_file": "/b"}, "both given"),
+        ("language-model", {"width": 100, "heads": 3}, "width 100 is not heads"),
     ],
 )
 def test_fields_that_need_or_exclude_each_other_are_explained(
@@ -63,7 +69,8 @@ def test_fields_that_need_or_exclude_each_other_are_explained(
 def test_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(recipes.UnknownRecipe) as refusal:
         recipes.get("gpt")
-    assert str(refusal.value) == "there is no recipe 'gpt'; there are image-classifier, tabular-classifier"
+    listed = "image-classifier, tabular-classifier, language-model"
+    assert str(refusal.value) == f"there is no recipe 'gpt'; there are {listed}"
 
 
 @pytest.mark.parametrize("recipe", recipes.CATALOGUE.values(), ids=lambda recipe: recipe.name)

@@ -177,3 +177,10 @@ def test_supervisors_side_needs_no_torch() -> None:
     code = "import sys, worker.failures, worker.gpus; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_verdict_names_the_parameter_that_the_job_has() -> None:
+    error = from_exception(
+        raised(throwing(torch.OutOfMemoryError(CUDA_OOM))), batch_size=128, batch_named="micro_batch_size"
+    )
+    assert error.verdict == "batch too large by about 1.1x: try micro_batch_size <= 96"

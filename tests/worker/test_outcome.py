@@ -59,3 +59,26 @@ def test_only_chargeable_failures_are_tried_again_with_growing_pauses() -> None:
     assert isinstance(decide(ending(1, failure="host_oom"), patient, 3), Finish)
     for kind in ("cuda_oom", "diverged", "code_rejected"):
         assert isinstance(decide(ending(1, failure=kind), patient, 0), Finish)
+
+
+def test_cuda_oom_with_shrink_goes_on_with_half_the_micro_batch_uncharged() -> None:
+    shrinking = spec(on_oom="shrink", hyperparameters={"batch_size": 64, "micro_batch_size": None, "lr": 0.1})
+    outcome = decide(ending(1, failure="cuda_oom"), shrinking, 0)
+    assert outcome == Requeue(
+        "failed",
+        "cuda_oom: micro_batch_size 64 -> 32, accumulation_steps 1 -> 2",
+        error=JobError(type="cuda_oom", message="cuda_oom"),
+        hyperparameters={"batch_size": 64, "micro_batch_size": 32, "accumulation_steps": 2, "lr": 0.1},
+    )
+
+
+@pytest.mark.parametrize("hyperparameters", [{"micro_batch_size": 1, "accumulation_steps": 64}, {"lr": 0.1}])
+def test_cuda_oom_with_nothing_left_to_shrink_is_the_end(hyperparameters: dict[str, object]) -> None:
+    outcome = decide(ending(1, failure="cuda_oom"), spec(on_oom="shrink", hyperparameters=hyperparameters), 0)
+    assert outcome == Finish(Status.FAILED, JobError(type="cuda_oom", message="cuda_oom"))
+
+
+def test_shrink_changes_nothing_about_other_failures_and_stops() -> None:
+    shrinking = spec(on_oom="shrink", hyperparameters={"micro_batch_size": 8})
+    assert isinstance(decide(ending(1, failure="host_oom"), shrinking, 0), Finish)
+    assert decide(ending(1, Cut.STOPPED, "cuda_oom"), shrinking, 0) == Finish(Status.STOPPED)

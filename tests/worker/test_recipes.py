@@ -237,3 +237,24 @@ def test_data_error_ends_a_job_as_a_user_error(tmp_path: Path) -> None:
     error = attempt.said("failure")[0]["error"]
     assert (code, error["type"]) == (1, "user_error")
     assert error["message"].startswith(f"DataError: {tmp_path}/gone.csv can't be read on this host: No such file")
+
+
+# --- Micro-batches
+
+
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [
+        ("image-classifier", {"dataset": "digits", "model": "mlp", "width": 8, "dropout": 0.0}),
+        ("tabular-classifier", {"dataset": "wine", "dropout": 0.0}),
+    ],
+)
+def test_in_smaller_parts_the_losses_are_the_same(tmp_path: Path, recipe: str, chosen: dict[str, Any]) -> None:
+    """Also in the last step of an epoch, which has fewer rows than the others and a part smaller than the rest."""
+    whole, _ = train(tmp_path / "whole", recipe, {**chosen, "batch_size": 48})
+    parts, _ = train(tmp_path / "parts", recipe, {**chosen, "batch_size": 48, "micro_batch_size": 16})
+    steps, _ = train(tmp_path / "steps", recipe, {**chosen, "batch_size": 48, "accumulation_steps": 3})
+    losses = [[report["metrics"]["train_loss"] for report in run.said("report")] for run in (whole, parts, steps)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[2] == losses[1]
+    assert weights(parts) != weights(whole)  # they did pass in parts: sums in another order round otherwise

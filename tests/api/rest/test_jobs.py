@@ -56,6 +56,14 @@ def test_the_place_in_the_queue_moves_without_an_event(alice: httpx2.Client) -> 
     assert [place(job) for job in (first, second)] == [1, 2]
 
 
+def test_on_oom_shrink_is_taken_and_a_micro_batch_resolved_as_it_is_given(alice: httpx2.Client) -> None:
+    body = DIGITS | {"on_oom": "shrink", "hyperparameters": {"batch_size": 64, "micro_batch_size": 16}}
+    job = alice.post(JOBS, json=body)
+    assert job.status_code == 201, job.text
+    spec = job.json()["spec"]
+    assert (spec["on_oom"], spec["hyperparameters"]["micro_batch_size"]) == ("shrink", 16)
+
+
 def test_a_dry_run_plans_and_stores_nothing(served_on_both: Served, database_url: str) -> None:
     client = served_on_both.client()
     submit(client)
@@ -225,6 +233,21 @@ def test_hosts_are_shown_drained_and_resumed(served: Served, database: Database)
 
 def test_recipes_come_with_the_schema_of_their_hyperparameters(alice: httpx2.Client) -> None:
     recipes = alice.get("/api/v1/recipes").json()["items"]
-    assert [recipe["name"] for recipe in recipes] == ["image-classifier", "tabular-classifier"]
+    assert [recipe["name"] for recipe in recipes] == ["image-classifier", "tabular-classifier", "language-model"]
     assert alice.get("/api/v1/recipes/image-classifier").json() == recipes[0]
     assert recipes[0]["hyperparameters"]["properties"]["lr"]["default"] == 0.003
+
+
+def test_a_body_nested_too_deep_is_refused_and_not_an_error_of_ours(alice: httpx2.Client) -> None:
+    deep = "[" * 300 + "]" * 300
+    body = '{"recipe": "image-classifier", "hyperparameters": {"x": ' + deep + "}}"
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "deep"}
+    problem(alice.post(JOBS, content=body, headers=headers), 422, "invalid_json")
+
+
+def test_a_list_shows_each_queued_jobs_place(alice: httpx2.Client) -> None:
+    ids = [alice.post(JOBS, json={"recipe": "image-classifier", "priority": p}).json()["job_id"] for p in (0, 5, 0)]
+    places = {item["job_id"]: item["queue_position"] for item in alice.get(JOBS).json()["items"]}
+    assert [places[job_id] for job_id in ids] == [2, 1, 3]
+    single = [alice.get(f"{JOBS}/{job_id}").json()["queue_position"] for job_id in ids]
+    assert single == [2, 1, 3]

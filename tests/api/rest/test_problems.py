@@ -65,6 +65,7 @@ def test_a_body_that_is_no_object_is_422(alice: httpx2.Client) -> None:
         problem(alice.post(JOBS, content=body, headers=JSON), 422, "invalid")
 
 
+SCRIPT = {"bundle": f"sha256:{'0' * 64}", "entrypoint": "a.py"}
 WRONG = [
     ({"hyperparameters": {"lr": -1}}, "hyperparameters.lr"),
     ({"hyperparameters": {"learning_rate": 1}}, "hyperparameters.learning_rate"),
@@ -78,8 +79,10 @@ WRONG = [
     ({"resources": {"gpus": -1}}, "resources.gpus"),
     ({"resources": {"nodes": 2}}, "resources.nodes"),
     ({"resources": {"procs_per_node": 2}}, "resources.procs_per_node"),
-    ({"on_oom": "shrink"}, "on_oom"),
     ({"on_oom": "explode"}, "on_oom"),
+    ({"on_oom": "shrink", "recipe": None, "hyperparameters": {"batch_size": 8}, **SCRIPT}, "on_oom"),
+    ({"on_oom": "shrink", "recipe": None, "hyperparameters": {"micro_batch_size": "8"}, **SCRIPT}, "on_oom"),
+    ({"hyperparameters": {"batch_size": 10, "micro_batch_size": 4}}, "hyperparameters"),
     ({"tags": ["ok", ""]}, "tags[1]"),
     ({"name": "a\x00b"}, "name"),
     ({"bundle": f"sha256:{'0' * 64}", "recipe": None, "hyperparameters": {}, "entrypoint": "a.py"}, "bundle"),
