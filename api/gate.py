@@ -16,7 +16,7 @@ _ANY_HOST = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Gate:
-    """Refuses foreign Hosts (DNS rebinding), foreign Origins (another site's page) and bodies that announce too much."""
+    """Refuses foreign Hosts (DNS rebinding), foreign Origins (another site) and bodies announced too large."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app

@@ -55,9 +55,7 @@ class Queries:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def jobs(
-        self, wanted: JobFilter, limit: int = 50, cursor: str | None = None, *, positions: bool = True
-    ) -> Page:
+    def jobs(self, wanted: JobFilter, limit: int = 50, cursor: str | None = None, *, positions: bool = True) -> Page:
         """Newest first. `positions`: with each queued job's place in the queue. Raises InvalidCursor."""
         conditions = []
         if wanted.status is not None:

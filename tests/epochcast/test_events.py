@@ -27,7 +27,7 @@ def test_ids_order_by_generation_then_number(first: tuple[int, int], second: tup
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "-1-1", "1-", "1-1-1", "01-1", "1-9223372036854775808", "１-1", "a-b", "1 -1"]
+    "text", ["", "1", "-1-1", "1-", "1-1-1", "01-1", "1-9223372036854775808", "\uff11-1", "a-b", "1 -1"]
 )
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an event id"):
@@ -39,7 +39,7 @@ def test_zero_is_the_time_before_the_first_event() -> None:
 
 
 def test_every_type_survives_the_wire_with_the_documents_timestamps() -> None:
-    messages = [
+    messages: list[Progress | Log | Complete | Error] = [
         Progress.model_validate(
             COMMON | {"status": "running", "metrics": {"train_loss": None}, "non_finite": ["train_loss"]}
         ),

@@ -32,7 +32,7 @@ def host(make_host: Callable[..., Host]) -> Host:
     return make_host()
 
 
-HASTY = {"lease_s": 6.0, "licence_s": 4.0, "kill_s": 1.0, "heartbeat_s": 0.5, "stop_grace_s": 2.0}
+HASTY = {"lease_s": 11.0, "licence_s": 6.0, "kill_s": 1.0, "heartbeat_s": 0.5, "stop_grace_s": 2.0}
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_a_killed_supervisor_takes_its_tree_along_and_the_next_attempt_resumes(h
     killed_at = time.monotonic()
     wait_until(lambda: not alive(tree), "the end of the whole tree", timeout_s=2)
     # The dispatcher (in the agent) takes the job back once the lease has run out, and places it again.
-    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=15)
+    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=40)
     assert time.monotonic() - killed_at > host.settings.lease_s - host.settings.heartbeat_s - 1
     host.wait_placed(job_id)
     host.wait_ended(host.attempt(job_id, SLOW))
@@ -78,9 +78,9 @@ def test_a_supervisor_frozen_past_its_lease_writes_nothing_when_it_wakes(hasty_h
     wait_epoch(host, job_id, 2)
     tree = host.tree(job_id)
     frozen.send_signal(signal.SIGSTOP)
-    wait_until(lambda: not alive(tree), "the tree's end by its licence", timeout_s=host.settings.licence_s + 2)
+    wait_until(lambda: not alive(tree), "the tree's end by its licence", timeout_s=host.settings.licence_s + 3)
     assert host.store.get(job_id).status is Status.RUNNING, "the trainer ended before the lease did"
-    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=15)
+    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=40)
     generation = host.store.get(job_id).generation
     host.wait_placed(job_id)
     second = host.attempt(job_id, SLOW)
@@ -166,7 +166,7 @@ def test_stop_reaches_a_training_script_which_checkpoints_and_can_be_restarted(h
     wait_epoch(host, job_id, 2)
     host.store.request_stop(job_id)
     host.redis.publish(f"ec:host:{host.settings.host_name}:nudge", str(job_id))
-    host.wait_ended(supervisor, timeout_s=8)
+    host.wait_ended(supervisor, timeout_s=20)
     stopped = host.store.get(job_id)
     assert stopped.status is Status.STOPPED
     last = host.messages(job_id)[-1]
@@ -193,7 +193,7 @@ def test_a_script_that_ignores_the_stop_is_killed_after_the_grace(hasty_host: Ho
     supervisor = host.attempt(job_id, script)
     host.wait_logged(job_id, "deaf")
     host.store.request_stop(job_id)
-    host.wait_ended(supervisor, timeout_s=10)
+    host.wait_ended(supervisor, timeout_s=30)
     assert host.store.get(job_id).status is Status.STOPPED
 
 
@@ -260,6 +260,6 @@ def test_an_expired_lease_stops_a_stale_supervisor_at_its_next_heartbeat(hasty_h
         return Recovery(host.database).reap()
 
     wait_until(reap, "the reaper")
-    host.wait_ended(supervisor, timeout_s=5)
+    host.wait_ended(supervisor, timeout_s=20)
     assert alive(tree) == []
     assert host.store.get(job_id).status is Status.QUEUED
