@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+FROZEN_S = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped
@@ -70,7 +71,11 @@ class Database:
 
     def _postgres_engine(self, patience_s: float, connections: int) -> sa.Engine:
         milliseconds = int(patience_s * 1000)
-        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        options = (
+            f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC "
+            # A process frozen inside a transaction would keep its row locks, and its job from being taken back.
+            f"-c idle_in_transaction_session_timeout={FROZEN_S * 1000}"
+        )
         engine = sa.create_engine(
             self.url,
             connect_args={

@@ -57,9 +57,9 @@ def environment_for(bundle: Path, folder: Path, bundle_sha256: str) -> Path | No
     return environment / "bin" / "python"
 
 
-def is_inside(python: Path) -> bool:
-    """Whether this process runs in that environment."""
-    return Path(sys.prefix) == python.parent.parent
+def is_inside(folder: Path) -> bool:
+    """Whether this process runs in one of the environments in `folder`: then it is the one that was built for it."""
+    return Path(sys.prefix).resolve().parent == folder.resolve()
 
 
 def _refuse_editable(lines: Sequence[str]) -> None:

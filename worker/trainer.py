@@ -68,10 +68,10 @@ def script_of(recipe: str) -> Path:
 def enter_environment(job: JobFile) -> None:
     """Goes on in the environment that the bundle requires: the same process, another Python. Raises EnvironmentFailed,
     OSError."""
-    if job.bundle is None or job.environments is None:
+    if job.bundle is None or job.environments is None or is_inside(job.environments):
         return
     python = environment_for(Path.cwd(), job.environments, job.bundle)
-    if python is not None and not is_inside(python):
+    if python is not None:
         os.execv(python, [str(python), "-P", "-m", "worker.trainer"])
 
 

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import sqlalchemy as sa
 
 from epochcast.events import BEFORE_ALL
 from epochcast.jobs import Status
+from shared.database import Database, DatabaseUnavailable
 from shared.embedded import RedisServer
 from shared.recovery import Recovery
 from shared.tables import attempts
@@ -44,6 +46,24 @@ def wait_checkpoint(host: Host, job_id: int) -> None:
     wait_until(lambda: host.queries.artifacts(job_id), "a committed checkpoint", timeout_s=40)
 
 
+def freeze_between_writes(host: Host, process: "subprocess.Popen[bytes]") -> None:
+    """SQLite has one write lock, and a process frozen with it locks everybody out: here it must be frozen without."""
+
+    def is_free() -> bool:
+        process.send_signal(signal.SIGSTOP)
+        database = Database(host.settings.database_url.get_secret_value(), patience_s=0.3)
+        try:
+            with database.write():
+                return True
+        except DatabaseUnavailable:
+            process.send_signal(signal.SIGCONT)
+            return False
+        finally:
+            database.close()
+
+    wait_until(is_free, "a moment without a write")
+
+
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if start_time(pid) is not None]
 
@@ -77,7 +97,7 @@ def test_a_supervisor_frozen_past_its_lease_writes_nothing_when_it_wakes(hasty_h
     frozen = host.attempt(job_id, SLOW)
     wait_epoch(host, job_id, 2)
     tree = host.tree(job_id)
-    frozen.send_signal(signal.SIGSTOP)
+    freeze_between_writes(host, frozen)
     wait_until(lambda: not alive(tree), "the tree's end by its licence", timeout_s=host.settings.licence_s + 3)
     assert host.store.get(job_id).status is Status.RUNNING, "the trainer ended before the lease did"
     wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=40)
