@@ -114,6 +114,11 @@ class StateFiles:
         for path in self.paths:
             write_private(path, json.dumps(content) + "\n")
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether one of the places has no file: another `up` wrote its own there, and took it away at its end."""
+        return not all(path.exists() for path in self.paths)
+
     def remove_own(self, pid: int) -> None:
         """Leaves a file alone that another `up` has written since."""
         for path in self.paths:

@@ -199,7 +199,7 @@ class Stack:
         while True:
             await asyncio.sleep(5)
             seen = _collect_zombies(seen)
-            if time.time() - self._token_made > _TOKEN_RENEWAL_S:
+            if time.time() - self._token_made > _TOKEN_RENEWAL_S or self._state_files.is_missing:
                 self._write_state()
 
 

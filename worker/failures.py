@@ -42,10 +42,12 @@ def from_exception(
     """The typed error of an exception that ended a script. `script`: where the user's frames begin."""
     cause = next((link for link in _causes(error) if _type_of(link, is_recipe) != "user_error"), error)
     kind = _type_of(cause, is_recipe)
+    message = _cut(_message(kind, cause), _MESSAGE_CHARACTERS)
     failed = JobError(
         type=kind,
-        message=_cut(_message(kind, cause), _MESSAGE_CHARACTERS),
-        detail=_cut(str(cause), _DETAIL_CHARACTERS) or None,
+        message=message,
+        # What the message says whole already isn't said twice.
+        detail=None if str(cause) in message else _cut(str(cause), _DETAIL_CHARACTERS),
         retryable=kind in ("host_oom", "environment"),
         rank=rank,
         epoch=epoch,

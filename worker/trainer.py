@@ -114,7 +114,12 @@ def _report_environment(error: Exception) -> None:
 
 def _report(error: BaseException, job: JobFile, script: Path) -> None:
     failed = _typed(error, job, script)
-    traceback.print_exception(error)  # the log has all of it, the typed error its end
+    if job.recipe is not None and type(error).__name__ == "DataError":
+        # A recipe's word on the user's data: where in our code it was said helps nobody.
+        print(f"ERROR: {error}", file=sys.stderr)
+        failed = failed.model_copy(update={"traceback": None})
+    else:
+        traceback.print_exception(error)  # the log has all of it, the typed error its end
     _send(failed)
 
 

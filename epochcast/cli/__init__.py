@@ -1,6 +1,7 @@
 """The command line: `epochcast …`. Exit codes: 0 ok, 1 the job failed, 2 usage, 3 the server said no, 4 unreachable."""
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -47,6 +48,11 @@ def run(arguments: Sequence[str]) -> int:
     except EpochcastError as error:
         print(f"epochcast: {error}", file=sys.stderr)
         return _exit_code(error)
+    except OSError as error:
+        # Standard output is full or closed; everything else that a command opens says so by an error of ours.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes it once more at its end)
+        print(f"epochcast: the output can't be written: {error.strerror}", file=sys.stderr)
+        return 2
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

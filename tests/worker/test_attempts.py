@@ -291,3 +291,15 @@ def test_a_restart_after_a_lost_backlog_tells_the_whole_story(host: Host) -> Non
     ids = [str(entry.id) for entry in host.entries(job_id)]
     assert ids[:7] == ["1-1", "2-1", "2-2", "2-3", "2-4", "3-1", "4-1"]
     assert_gapless(host.entries(job_id))
+
+
+def test_bad_data_is_one_line_for_the_user_and_no_traceback_of_ours(host: Host, tmp_path: Path) -> None:
+    parameters = {"dataset": "npz", "data_dir": str(tmp_path / "nowhere")}
+    job = host.run(hyperparameters=parameters, total_epochs=1)
+    assert job.error is not None
+    assert job.error.type == "user_error"
+    assert "nowhere" in (job.error_message or "")
+    assert (job.error.detail, job.error.traceback) == (None, None)
+    [log] = [message for message in host.messages(job.job_id) if isinstance(message, Log)]
+    assert log.level == "ERROR"
+    assert "nowhere" in log.message
