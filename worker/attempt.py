@@ -11,7 +11,8 @@ import structlog
 
 from epochcast.jobs import JobError, Status
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable
-from shared.attempt import AttemptRecord, Claim, LeaseLost, NewModel
+from shared.attempt import AttemptRecord, LeaseLost, NewModel
+from shared.claims import Claim
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.queries import Queries

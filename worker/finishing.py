@@ -12,7 +12,8 @@ import structlog
 from epochcast.events import Progress, encode
 from epochcast.jobs import JobError, Metrics, Status, TrainingJob
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable, sha256_of
-from shared.attempt import AttemptRecord, Claim, LeaseLost, NewModel, StoredFile
+from shared.attempt import AttemptRecord, LeaseLost, NewModel, StoredFile
+from shared.claims import Claim
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
 from shared.recovery import Recovery

@@ -9,7 +9,8 @@ import redis
 import structlog
 
 from shared.artifacts import ArtifactStore
-from shared.attempt import Claim, LeaseLost, ProcessIdentity, claim
+from shared.attempt import LeaseLost
+from shared.claims import Claim, ProcessIdentity, claim
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.recovery import Recovery

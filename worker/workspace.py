@@ -10,7 +10,7 @@ from pathlib import Path
 
 from epochcast.jobs import TrainingJob
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable, FileMissing, sha256_of
-from shared.attempt import Claim
+from shared.claims import Claim
 from shared.settings import Settings
 
 FETCH_S = 60.0

@@ -8,7 +8,8 @@ import redis
 from epochcast.events import BEFORE_ALL, Complete, Error, EventId, Log, Progress, encode
 from epochcast.jobs import JobError, Status, TrainingJob, TrainingJobSpec
 from shared.archive import chunk_of
-from shared.attempt import AttemptRecord, Claim, ProcessIdentity, ProgressState, claim
+from shared.attempt import AttemptRecord, ProgressState
+from shared.claims import Claim, ProcessIdentity, claim
 from shared.database import Database
 from shared.event_log import Appended, Entry, EventLog, log_key
 from shared.rows import progress_message

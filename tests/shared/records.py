@@ -3,7 +3,8 @@
 import sqlalchemy as sa
 
 from epochcast.jobs import Resources, TrainingJobSpec
-from shared.attempt import AttemptRecord, Claim, ProcessIdentity, claim
+from shared.attempt import AttemptRecord
+from shared.claims import Claim, ProcessIdentity, claim
 from shared.database import Database
 from shared.fleet import Fleet, GpuState, HostState
 from shared.placement import place

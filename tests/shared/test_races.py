@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from epochcast.jobs import Status
-from shared.attempt import Claim, claim
+from shared.claims import Claim, claim
 from shared.database import Database
 from shared.placement import Placed, place
 from shared.recovery import Recovery

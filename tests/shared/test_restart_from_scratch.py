@@ -6,7 +6,8 @@ import pytest
 
 from epochcast.events import EventId
 from epochcast.jobs import Status
-from shared.attempt import AttemptRecord, Claim, StoredFile
+from shared.attempt import AttemptRecord, StoredFile
+from shared.claims import Claim
 from shared.database import Database
 from shared.queries import Queries
 from shared.rows import progress_message

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from epochcast.events import EventId, Progress, decode
 from epochcast.jobs import JobError, Status
 from shared.archive import Chunk
-from shared.attempt import LeaseLost, MetricPoint, NewModel, ProgressState, StoredFile, claim
+from shared.attempt import LeaseLost, MetricPoint, NewModel, ProgressState, StoredFile
+from shared.claims import claim
 from shared.database import Database
 from shared.errors import IdempotencyConflict, IllegalTransition, JobNotFound
 from shared.placement import place

@@ -9,7 +9,7 @@ import pytest
 from epochcast.events import Complete, Error, EventId, Log, Progress, encode
 from epochcast.jobs import Status
 from shared.archive import chunk_of
-from shared.attempt import claim
+from shared.claims import claim
 from shared.event_log import Entry
 from shared.rows import progress_message
 from tests.shared.records import IDENTITY, record_of
