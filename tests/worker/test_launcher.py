@@ -50,7 +50,14 @@ class Launched:
         self.lifeline.send(json.dumps(packet).encode())
 
     def grandchild(self) -> int:
-        return int(os.read(self.stdout, 100))
+        return int(self.read_line())
+
+    def read_line(self) -> bytes:
+        """The next line that the trainer printed; it may come in pieces."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(self.stdout, 1)
+        return line
 
     def close(self) -> None:
         self.lifeline.close()
@@ -105,7 +112,7 @@ def test_signals_go_to_the_trainer_only_and_a_kill_to_everything(launch: Any) ->
     launched = launch(code + FAMILY.format(rest="[time.sleep(1) for _ in range(600)]"))
     grandchild = launched.grandchild()
     launched.tell(signal="SIGTERM")
-    assert os.read(launched.stdout, 100).startswith(b"asked")
+    assert launched.read_line() == b"asked\n"
     assert start_time(grandchild) is not None
     launched.tell(kill=True)
     assert launched.hear() == {"exit": -9, "cut": "ordered"}
