@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -15,7 +16,7 @@ from tests.e2e.test_document import submit
 from tests.platform import Platform
 from tests.waiting import wait_until
 
-EPOCHS = 25
+EPOCHS = 150
 
 
 def worker_of(platform: Platform) -> psutil.Process:
@@ -44,7 +45,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path) -> None:
 
 
 async def follow_and_kill(platform: Platform, job_id: int) -> tuple[list[dict[str, Any]], int]:
-    """Follows the job to its end; kills the worker once a checkpoint can have been committed."""
+    """Follows the job to its end; kills the worker once a checkpoint is committed."""
     messages: list[dict[str, Any]] = []
     killed = False
     url = f"{platform.url.replace('http', 'ws')}/api/v1/training-jobs/{job_id}/ws"
@@ -54,9 +55,15 @@ async def follow_and_kill(platform: Platform, job_id: int) -> tuple[list[dict[st
                 messages.append(json.loads(await asyncio.wait_for(socket.recv(), 90)))
                 if not killed and messages[-1]["current_epoch"] >= 5:
                     killed = True
+                    await asyncio.to_thread(wait_for_checkpoint, platform, job_id)
                     await asyncio.to_thread(kill_and_see_the_tree_end, platform)
         except ConnectionClosed:
             return messages, socket.close_code or 0
+
+
+def wait_for_checkpoint(platform: Platform, job_id: int) -> None:
+    url = f"{platform.url}/api/v1/training-jobs/{job_id}/artifacts"
+    wait_until(lambda: httpx2.get(url, timeout=30).json()["items"], "a committed checkpoint", timeout_s=20)
 
 
 def kill_and_see_the_tree_end(platform: Platform) -> None:
