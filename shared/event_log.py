@@ -4,7 +4,6 @@ The stream's ids are explicit (`<generation>-<seq>`), so a retry is seen as a du
 is refused, and a Redis that lost its tail says where it stands. History, snapshot and live message change together.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -157,15 +156,6 @@ class EventLog:
         )
         return Appended(Answer(_text(answer)), EventId.parse(_text(last)))
 
-    def nudge(self, host: str, job_id: int) -> None:
-        """Tells a host's agent to look at a job now (a stop was asked). Only speed depends on it."""
-        self._client.publish(nudge_channel(host), str(job_id))
-
-    def expire(self, job_id: int) -> None:
-        """Lets the log of an ended job go after its time."""
-        for key in (log_key(job_id), snapshot_key(job_id), current_key(job_id)):
-            self._client.expire(key, self._kept_s)
-
 
 class EventReader:
     """The reading side, for the gateway's event loop."""
@@ -209,17 +199,6 @@ def entry_of_feed(data: bytes) -> Entry:
     header, payload = data.split(b"\n", 1)
     identifier, prev, kind, status, gap, owner = header.decode().split(" ", 5)
     return Entry(EventId.parse(identifier), EventId.parse(prev), kind, status, owner, payload, gap != "-")
-
-
-def first_hole(cursor: EventId, entries: Sequence[Entry]) -> int | None:
-    """The index of the first entry that doesn't follow what came before it (first `cursor`); None: gapless."""
-    before = cursor
-    for index, entry in enumerate(entries):
-        # A predecessor before our cursor is no hole: a new generation names the last event that SQL knew of.
-        if entry.prev > before:
-            return index
-        before = entry.id
-    return None
 
 
 def _text(value: bytes | str) -> str:
