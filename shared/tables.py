@@ -144,6 +144,64 @@ placements = sa.Table(
     sa.Index(None, "host"),
 )
 
+members = sa.Table(
+    "members",
+    metadata,
+    _job_id(primary_key=True),
+    # While it waits, the generation that it claimed under; the job's claim raises it together with the job's own.
+    sa.Column("generation", sa.BigInteger, primary_key=True),
+    sa.Column("member", sa.Integer, primary_key=True),
+    # NULL while it waits for the others: such a row has no process but its supervisor, and is deleted on a release.
+    sa.Column("attempt", sa.Integer),
+    # Which supervisor's row it is: one that was frozen and replaced meanwhile renews nothing.
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("host", sa.String(100), nullable=False),
+    sa.Column("gpus", sa.JSON, nullable=False, default=list),
+    # Until when it may compute and write; 0 once it has ended. Of member 0 the job's own lease counts.
+    sa.Column("lease_until", Seconds, nullable=False),
+    sa.Column("claimed_at", Seconds, nullable=False),
+    # Which process tree this is: whoever starts the next attempt on this host kills what is left of it.
+    sa.Column("boot_id", sa.String(64), nullable=False),
+    sa.Column("pid_namespace", sa.String(64), nullable=False),
+    sa.Column("supervisor_pid", sa.Integer, nullable=False),
+    sa.Column("supervisor_started", sa.BigInteger, nullable=False),
+    sa.Column("launcher_pid", sa.Integer),
+    sa.Column("launcher_started", sa.BigInteger),
+    # How the other hosts reach this one; `port` is where rank 0 listens, and so member 0's only.
+    sa.Column("address", sa.String(255), nullable=False),
+    sa.Column("port", sa.Integer),
+    # What member 0 tells it, and whether its worker shuts down.
+    sa.Column("ordered", sa.String(16)),
+    sa.Column("draining", sa.Boolean, nullable=False, default=False),
+    # The first failure of its ranks, with its moment by the database's clock: the earliest of all members is named.
+    sa.Column("error", PlainJson),
+    sa.Column("failed_at", Seconds),
+    sa.Column("ended_at", Seconds),
+    sa.Column("outcome", sa.String(32)),
+    sa.Column("reason", PlainText),
+    sa.Column("exit_code", sa.Integer),
+    sa.CheckConstraint("lease_until >= 0", name="lease"),
+    sa.CheckConstraint("ended_at IS NOT NULL OR lease_until > 0", name="open_has_lease"),
+    sa.CheckConstraint("ended_at IS NULL OR outcome IS NOT NULL", name="ended_says_how"),
+    sa.CheckConstraint("error IS NULL OR failed_at IS NOT NULL", name="error_has_moment"),
+    sa.CheckConstraint("member >= 0", name="member"),
+    sa.CheckConstraint("port IS NULL OR port BETWEEN 1 AND 65535", name="port"),
+    sa.CheckConstraint("ordered IN ('drain', 'kill')", name="ordered"),
+    sa.Index(None, "host", "ended_at"),
+)
+
+member_messages = sa.Table(
+    "member_messages",
+    metadata,
+    _job_id(primary_key=True),
+    sa.Column("generation", sa.BigInteger, primary_key=True),
+    sa.Column("member", sa.Integer, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True),
+    # A JSON list of what a member's ranks said, for member 0, which takes it and deletes the row.
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
+)
+
 avoided_hosts = sa.Table(
     "avoided_hosts",
     metadata,
