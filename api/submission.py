@@ -17,6 +17,8 @@ from shared.recipes import UnknownRecipe
 from shared.reserved_names import why_refused
 from shared.store import IdempotencyKey
 
+MAX_PROCESSES_PER_HOST = 64
+
 
 def resolve(content: Any) -> TrainingJobSpec:
     """The spec as it will be stored and run. Raises a 422 problem."""
@@ -24,7 +26,8 @@ def resolve(content: Any) -> TrainingJobSpec:
         spec = TrainingJobSpec.model_validate(content)
     except ValidationError as error:
         raise wrong_fields(error) from None
-    _refuse_what_comes_later(spec)
+    _refuse_what_no_host_runs(spec)
+    _refuse_shrink_of_nothing(spec)
     return _of_bundle(spec) if spec.recipe is None else _of_recipe(spec, spec.recipe)
 
 
@@ -75,13 +78,13 @@ def _scripts(paths: Sequence[str]) -> list[str]:
     return [path for path in paths if path.endswith(".py")][:3]
 
 
-def _refuse_what_comes_later(spec: TrainingJobSpec) -> None:
-    if spec.resources.nodes > 1:
-        raise wrong_field("resources.nodes", "this version trains on one host; leave it at 1", spec.resources.nodes)
-    processes = spec.resources.procs_per_node
-    if processes is not None and processes > 1:
-        raise wrong_field("resources.procs_per_node", "this version trains in one process; leave it out", processes)
-    _refuse_shrink_of_nothing(spec)
+def _refuse_what_no_host_runs(spec: TrainingJobSpec) -> None:
+    processes = spec.resources.local_processes
+    if processes > MAX_PROCESSES_PER_HOST:
+        hint = (
+            f"makes {processes} processes on a host, which takes at most {MAX_PROCESSES_PER_HOST}; ask for more nodes"
+        )
+        raise wrong_field("resources.gpus", hint, spec.resources.gpus)
 
 
 def _refuse_shrink_of_nothing(spec: TrainingJobSpec) -> None:

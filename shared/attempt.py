@@ -13,6 +13,7 @@ from shared.archive import Chunk, store_chunk, transition_entry, trim
 from shared.claims import Claim
 from shared.database import Database
 from shared.event_log import Entry
+from shared.gang import end_members
 from shared.rows import progress_message, training_job
 from shared.tables import artifacts, attempts, jobs, metric_points, models, transition_events
 from shared.transitions import Fence, Terminal, apply, end_attempt, release_resources
@@ -24,7 +25,10 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
+    """What a renewal of a lease brings back. `ordered`: what member 0 told this member (`drain`, `kill`)."""
+
     stop_requested: bool
+    ordered: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ class AttemptRecord:
         """Writes the end of the job in one transaction: status, metrics, model, released GPUs, the terminal event.
 
         The lease is kept (`lease_s`) until `announced`, so that nobody else ships the event meanwhile. Called again
-        after an outage that left open whether this was written, it finds it or writes it.
+        after an outage that left open whether this was written, it finds it or writes it. Raises MembersAlive.
         """
         finished = Fence(self._fence.job_id, self._fence.generation, status)
         with self.database.write() as connection:
@@ -249,6 +253,7 @@ class AttemptRecord:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, row.generation, now, outcome, reason, dumped)
+            self._end_members(connection, now, outcome)
             release_resources(connection, row.id, quarantine=quarantine)
             written = self._written(connection, finished, seq)
             assert written is not None
@@ -324,7 +329,7 @@ class AttemptRecord:
     ) -> None:
         """Gives the job back to the queue: a new generation whose only event the announcer ships.
 
-        `hyperparameters`: the job's from now on; None leaves them.
+        `hyperparameters`: the job's from now on; None leaves them. Raises MembersAlive.
         """
         with self.database.write() as connection:
             now = self.database.time(connection)
@@ -345,7 +350,13 @@ class AttemptRecord:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, self._fence.generation, now, outcome, reason, dumped)
+            self._end_members(connection, now, outcome)
             release_resources(connection, row.id, quarantine=quarantine)
+
+    def _end_members(self, connection: sa.Connection, now: float, outcome: str) -> None:
+        """On several hosts an attempt ends only when it has ended on all of them. Raises MembersAlive."""
+        if self._job.spec.resources.nodes > 1:
+            end_members(connection, self._fence.job_id, self._fence.generation, now, outcome)
 
     def _fenced(self) -> "_FencedTransaction":
         return _FencedTransaction(self.database, self._fence)

@@ -18,7 +18,7 @@ from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.placement import FIRST_POKE_S, place
-from shared.recovery import Recovery
+from shared.recovery import Recovery, waits_for_others
 from shared.settings import Settings
 from shared.tables import jobs, placements
 
@@ -112,7 +112,11 @@ class Dispatcher:
             rows = connection.execute(
                 sa.select(placements.c.job_id, placements.c.host, placements.c.pokes)
                 .join(jobs, jobs.c.id == placements.c.job_id)
-                .where(jobs.c.status == Status.QUEUED, placements.c.next_poke_at <= self._database.now)
+                .where(
+                    jobs.c.status == Status.QUEUED,
+                    placements.c.next_poke_at <= self._database.now,
+                    sa.not_(waits_for_others(self._database.now)),
+                )
                 .order_by(placements.c.next_poke_at)
                 .limit(200)
             )
@@ -149,10 +153,15 @@ class Dispatcher:
             )
 
     def _release_unclaimed(self) -> None:
-        """Takes a placement back that was not claimed in 120 s, and prefers other hosts for 10 minutes."""
+        """Takes a placement back that was not claimed in 120 s, and prefers other hosts for 10 minutes.
+
+        Of several hosts one that didn't come is enough: all are released, so that none waits in vain.
+        """
         with self._database.read() as connection:
             unclaimed = sa.and_(
-                jobs.c.status == Status.QUEUED, placements.c.placed_at < self._database.now - UNCLAIMED_S
+                jobs.c.status == Status.QUEUED,
+                placements.c.placed_at < self._database.now - UNCLAIMED_S,
+                sa.not_(waits_for_others(self._database.now)),
             )
             rows = connection.execute(
                 sa.select(placements.c.job_id, placements.c.host, jobs.c.generation)

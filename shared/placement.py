@@ -1,4 +1,7 @@
-"""Which queued job goes to which host and GPUs: one pass, one transaction, all of a job's resources or none."""
+"""Which queued job goes to which hosts and GPUs: one pass, one transaction, all of a job's resources or none.
+
+All or none is also why two jobs that want the same hosts can't wait for each other: none holds a part of what it needs.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +18,7 @@ from shared.tables import avoided_hosts, gpus, hosts, jobs, placements
 logger = structlog.get_logger(__name__)
 
 FIRST_POKE_S = 5.0
+_HOSTS_NAMED = 5
 _PLACING_LOCK = 6024002
 
 
@@ -22,6 +26,7 @@ _PLACING_LOCK = 6024002
 class FreeGpu:
     uuid: str
     free_bytes: int
+    model: str
 
 
 @dataclass(slots=True)
@@ -35,7 +40,17 @@ class FreeHost:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """One host of a placement, with the GPUs that the job gets there."""
+
+    host: FreeHost
+    gpus: tuple[FreeGpu, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
+    """One host of a job that was placed; a job on several hosts has one for each."""
+
     job_id: int
     host: str
 
@@ -72,7 +87,7 @@ class _Pass:
         placed = []
         for row in waiting:
             try:
-                host = self._place(row)
+                seats = self._place(row)
             except Exception as error:
                 if isinstance(error, sa.exc.DBAPIError) and is_outage(error):
                     raise
@@ -81,23 +96,22 @@ class _Pass:
                     logger.exception("job can't be placed", job_id=row.id)
                 _explain(self._connection, row, reason)
                 continue
-            if host is not None:
-                placed.append(Placed(row.id, host.name))
+            placed += [Placed(row.id, seat.host.name) for seat in seats]
         return placed
 
-    def _place(self, row: Any) -> FreeHost | None:
+    def _place(self, row: Any) -> list[Seat]:
         resources = TrainingJobSpec.model_validate(row.spec).resources
         running, limit = self._busy.get(row.owner, 0), self._running_per_owner
         if limit is not None and running >= limit:
             _explain(self._connection, row, f"{row.owner} has {running} running jobs; the limit per owner is {limit}")
-            return None
+            return []
         avoided = self._avoided.get(row.id, frozenset())
         chosen = choose(resources, self._free, avoided, row.checkpoint_id is not None)
-        if chosen is None:
+        if not chosen:
             _explain(self._connection, row, why_it_waits(resources, self._free))
-            return None
-        if not _reserve(self._connection, row, chosen, resources, self._now):
-            return None
+            return []
+        if not _reserve(self._connection, row, chosen, self._now):
+            return []
         self._busy[row.owner] = running + 1
         return chosen
 
@@ -137,7 +151,7 @@ def free_hosts(connection: sa.Connection, now: float) -> list[FreeHost]:
     available = sa.and_(gpus.c.job_id.is_(None), sa.not_(gpus.c.quarantined))
     for card in connection.execute(sa.select(gpus).where(available).order_by(gpus.c.index)):
         if card.host in found:
-            found[card.host].gpus.append(FreeGpu(card.uuid, card.total_bytes - card.used_bytes))
+            found[card.host].gpus.append(FreeGpu(card.uuid, card.total_bytes - card.used_bytes, card.name))
     return list(found.values())
 
 
@@ -158,17 +172,41 @@ def _running_by_owner(connection: sa.Connection) -> dict[str, int]:
     return {owner: int(count) for owner, count in rows}
 
 
-def choose(resources: Resources, free: list[FreeHost], avoided: frozenset[str], resumes: bool) -> FreeHost | None:
-    """The host for one job; None when none fits now.
+def choose(resources: Resources, free: list[FreeHost], avoided: frozenset[str], resumes: bool) -> list[Seat]:
+    """A seat on each of the hosts that the job needs; empty when they don't all fit now.
 
-    A host that this job should avoid (it didn't claim in time) is taken only when no other fits.
+    A host that this job should avoid (it didn't claim in time) is taken only when no other fits. The hosts of one job
+    get GPUs of one model if they can: the slowest sets the pace of all.
     """
     fitting = [host for host in free if _fits(resources, host) and (host.reads_store or not resumes)]
-    if not fitting:
-        return None
     # Tightest fit for GPU jobs keeps large hosts free; the emptiest host for CPU jobs spreads their load.
     fitting.sort(key=lambda host: (host.name in avoided, len(host.gpus) if resources.gpus else -host.slots, host.name))
-    return fitting[0]
+    if len(fitting) < resources.nodes:
+        return []
+    if resources.nodes > 1 and resources.gpus:
+        equal = [seats for model in _models(fitting) if (seats := _seats_of_model(resources, fitting, model))]
+        if equal:
+            return min(equal, key=lambda seats: sum(seat.host.name in avoided for seat in seats))
+    return [_seat(resources, host, _usable(resources, host)) for host in fitting[: resources.nodes]]
+
+
+def _models(hosts: list[FreeHost]) -> list[str]:
+    """The GPU models there are, those of the hosts that come first first."""
+    return list(dict.fromkeys(gpu.model for host in hosts for gpu in host.gpus))
+
+
+def _seats_of_model(resources: Resources, fitting: list[FreeHost], model: str) -> list[Seat]:
+    """The first hosts that have enough GPUs of this model; empty when they are too few."""
+    seats = []
+    for host in fitting:
+        cards = [gpu for gpu in _usable(resources, host) if gpu.model == model]
+        if len(cards) >= resources.gpus:
+            seats.append(_seat(resources, host, cards))
+    return seats[: resources.nodes] if len(seats) >= resources.nodes else []
+
+
+def _seat(resources: Resources, host: FreeHost, cards: list[FreeGpu]) -> Seat:
+    return Seat(host, tuple(sorted(cards, key=lambda gpu: gpu.free_bytes)[: resources.gpus]))
 
 
 def _fits(resources: Resources, host: FreeHost) -> bool:
@@ -182,25 +220,23 @@ def _usable(resources: Resources, host: FreeHost) -> list[FreeGpu]:
     return [gpu for gpu in host.gpus if gpu.free_bytes >= needed]
 
 
-def _reserve(connection: sa.Connection, row: Any, host: FreeHost, resources: Resources, now: float) -> bool:
-    """Gives a job its place and takes that from `host`. False: it was stopped or changed since the pass read it."""
-    taken = sorted(_usable(resources, host), key=lambda gpu: gpu.free_bytes)[: resources.gpus]
-    uuids = [gpu.uuid for gpu in taken]
+def _reserve(connection: sa.Connection, row: Any, seats: list[Seat], now: float) -> bool:
+    """Gives a job its hosts and takes that from them. False: it was stopped or changed since the pass read it."""
     with connection.begin_nested():
         # The job's row first: whoever ends the job holds it, and releases what it finds placed by then.
         if connection.execute(jobs.update().where(_still_waits(row)).values(pending_reason=None)).rowcount == 0:
             return False
-        connection.execute(
-            placements.insert().values(
-                job_id=row.id, member=0, host=host.name, gpus=uuids, placed_at=now, pokes=0, next_poke_at=now
-            )
-        )
-        if uuids:
-            connection.execute(gpus.update().where(gpus.c.uuid.in_(uuids)).values(job_id=row.id))
-    if uuids:
-        host.gpus = [gpu for gpu in host.gpus if gpu not in taken]
-    else:
-        host.slots -= 1
+        for member, seat in enumerate(seats):
+            uuids = [gpu.uuid for gpu in seat.gpus]
+            place_of = {"job_id": row.id, "member": member, "host": seat.host.name, "gpus": uuids}
+            connection.execute(placements.insert().values(**place_of, placed_at=now, pokes=0, next_poke_at=now))
+            if uuids:
+                connection.execute(gpus.update().where(gpus.c.uuid.in_(uuids)).values(job_id=row.id))
+    for seat in seats:
+        if seat.gpus:
+            seat.host.gpus = [gpu for gpu in seat.host.gpus if gpu not in seat.gpus]
+        else:
+            seat.host.slots -= 1
     return True
 
 
@@ -213,12 +249,26 @@ def why_it_waits(resources: Resources, free: list[FreeHost]) -> str:
     """In words, what the job needs and what there is."""
     if not free:
         return "no host is ready"
+    if resources.nodes > 1:
+        return _why_several_wait(resources, free)
     if resources.gpus == 0:
         return "needs a CPU slot; all slots of all hosts are taken"
     best = max(free, key=lambda host: len(_usable(resources, host)))
     with_memory = f" with {resources.gpu_memory_gib:g} GiB free" if resources.gpu_memory_gib else ""
     count = "1 GPU" if resources.gpus == 1 else f"{resources.gpus} GPUs on one host"
     return f"needs {count}{with_memory}; the largest free is {len(_usable(resources, best))} ({best.name})"
+
+
+def _why_several_wait(resources: Resources, free: list[FreeHost]) -> str:
+    if resources.gpus == 0:
+        each = "a free CPU slot"
+    else:
+        each = "1 GPU" if resources.gpus == 1 else f"{resources.gpus} GPUs"
+        each += f" ({resources.gpu_memory_gib:g} GiB free)" if resources.gpu_memory_gib else ""
+    fitting = [host.name for host in free if _fits(resources, host)]
+    named = ", ".join(fitting[:_HOSTS_NAMED]) + (", …" if len(fitting) > _HOSTS_NAMED else "")
+    there = f"{len(fitting)} {'is' if len(fitting) == 1 else 'are'} free ({named})" if fitting else "none is free"
+    return f"needs {resources.nodes} hosts with {each} each; {there}"
 
 
 def _explain(connection: sa.Connection, row: Any, reason: str) -> None:

@@ -6,14 +6,14 @@ import sqlalchemy as sa
 
 from epochcast.jobs import JobError, Status
 from shared.database import Database
-from shared.rows import progress_message
-from shared.tables import avoided_hosts, jobs, placements
+from shared.gang import end_members, live_members, order_members
+from shared.rows import nodes_of, progress_message
+from shared.tables import avoided_hosts, jobs, members, placements
 from shared.transitions import (
     apply,
     end_attempt,
     error_message,
     fence_of,
-    release_from,
     release_resources,
     requeued,
     stop_queued,
@@ -44,13 +44,21 @@ class Recovery:
     ) -> bool:
         """Ends the attempt of a running job whose supervisor is gone. Returns whether it was this call that did it.
 
-        `only_expired=False` is for a host that saw every process of the attempt gone; it names the `generation`.
+        `only_expired=False` is for a host that saw every process of the attempt gone; it names the `generation`. While
+        members on other hosts live, the job is only let go: they are told to end, and the reaper takes it after them.
         """
         with self._database.write() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
             if row is None or row.status != Status.RUNNING or (generation is not None and row.generation != generation):
                 return False
             now = self._database.time(connection)
+            if only_expired and row.lease_until >= now:
+                return False
+            if nodes_of(row.spec) > 1 and live_members(connection, job_id, row.generation, now):
+                if not only_expired:
+                    connection.execute(jobs.update().where(fence_of(row).condition).values(lease_until=now))
+                order_members(connection, job_id, row.generation, "kill")
+                return False
             expired = jobs.c.lease_until < self._database.now if only_expired else None
             values = requeued(row, now) | {"losses": row.losses + int(charge)}
             make_event: Any = progress_message
@@ -68,6 +76,8 @@ class Recovery:
             if apply(connection, fence_of(row), values, now, extra=expired, event=make_event) is None:
                 return False
             end_attempt(connection, job_id, row.generation, now, "lost", reason)
+            if nodes_of(row.spec) > 1:
+                end_members(connection, job_id, row.generation, now, "lost")
             release_resources(connection, job_id)
             return True
 
@@ -83,27 +93,46 @@ class Recovery:
             return [row.id for row in rows if stop_queued(connection, row, now)]
 
     def release_placement(self, job_id: int, generation: int, host: str, avoid_s: float) -> bool:
-        """Gives an unclaimed placement back and prefers other hosts for `avoid_s`. No event: the job stays queued."""
+        """Gives a placement that `host` did not claim back and prefers other hosts for `avoid_s`. No event: the job
+        stays queued. Of several hosts all are released, and those that claimed their place are not avoided."""
         with self._database.write() as connection:
             queued = sa.and_(jobs.c.id == job_id, jobs.c.generation == generation, jobs.c.status == Status.QUEUED)
             if connection.execute(sa.select(jobs.c.id).where(queued).with_for_update()).one_or_none() is None:
                 return False
-            mine = sa.and_(placements.c.job_id == job_id, placements.c.host == host)
-            if connection.execute(sa.select(placements.c.job_id).where(mine)).first() is None:
+            claimed = waits_for_others(self._database.now)
+            unclaimed = sa.select(placements.c.host).where(placements.c.job_id == job_id, sa.not_(claimed))
+            absent = list(connection.execute(unclaimed).scalars())
+            if host not in absent:
                 return False
             release_resources(connection, job_id)
             until = self._database.time(connection) + avoid_s
-            this = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.host == host)
-            if connection.execute(avoided_hosts.update().where(this).values(until=until)).rowcount == 0:
-                connection.execute(avoided_hosts.insert().values(job_id=job_id, host=host, until=until))
+            for name in absent:
+                this = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.host == name)
+                if connection.execute(avoided_hosts.update().where(this).values(until=until)).rowcount == 0:
+                    connection.execute(avoided_hosts.insert().values(job_id=job_id, host=name, until=until))
             return True
 
     def release_host(self, host: str) -> list[int]:
-        """A host leaves in order: what was placed there and not claimed yet goes elsewhere at once."""
+        """A host leaves in order: jobs placed there and not claimed yet go elsewhere at once, with all their hosts."""
         with self._database.write() as connection:
             here = sa.exists().where(placements.c.job_id == jobs.c.id, placements.c.host == host)
             # Locked, and so judged again after a claim that was under way: what it has claimed stays.
             waiting = connection.execute(
                 sa.select(jobs.c.id).where(jobs.c.status == Status.QUEUED, here).order_by(jobs.c.id).with_for_update()
             ).scalars()
-            return [job_id for job_id in list(waiting) if release_from(connection, job_id, host)]
+            return [job_id for job_id in list(waiting) if self._release_all(connection, job_id, host)]
+
+    @staticmethod
+    def _release_all(connection: sa.Connection, job_id: int, host: str) -> bool:
+        """Returns whether the job was placed there still."""
+        mine = sa.and_(placements.c.job_id == job_id, placements.c.host == host)
+        if connection.execute(sa.select(placements.c.job_id).where(mine)).first() is None:
+            return False
+        release_resources(connection, job_id)
+        return True
+
+
+def waits_for_others(now: sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
+    """Whether a placement's host has claimed its place and waits for the job's other hosts."""
+    mine = sa.and_(members.c.job_id == placements.c.job_id, members.c.member == placements.c.member)
+    return sa.exists().where(mine, members.c.attempt.is_(None), members.c.lease_until >= now)

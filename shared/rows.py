@@ -53,6 +53,11 @@ def training_job(row: Row, hosts: list[HostPlacement], queue_position: int | Non
     )
 
 
+def nodes_of(spec: dict[str, Any]) -> int:
+    """On how many hosts a job trains, by its stored spec."""
+    return int(spec.get("resources", {}).get("nodes", 1))
+
+
 def progress_message(job: TrainingJob, event_id: EventId | str | None = None) -> Progress:
     """The job's state as a `progress` message: a transition's event, and every subscriber's first message."""
     return Progress(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from epochcast.events import Complete, Error, EventId, Progress, encode
 from epochcast.jobs import Status, TrainingJob
 from shared.rows import Row, hosts_of, progress_message, training_job
-from shared.tables import attempts, gpus, jobs, placements, transition_events
+from shared.tables import attempts, gpus, jobs, members, placements, transition_events
 
 Terminal = Progress | Complete | Error
 MakeEvent = Callable[[TrainingJob, EventId], Terminal]
@@ -97,17 +97,12 @@ def release_resources(connection: sa.Connection, job_id: int, *, quarantine: boo
 
     `quarantine`: its tree would not die; its GPUs are not offered until they are empty.
     """
-    connection.execute(placements.delete().where(placements.c.job_id == job_id))
+    released = connection.execute(placements.delete().where(placements.c.job_id == job_id)).rowcount
+    if released > 1:
+        # Hosts that claimed their place and wait for the others: their supervisors find that their row is gone.
+        connection.execute(members.delete().where(members.c.job_id == job_id, members.c.attempt.is_(None)))
     held = gpus.update().where(gpus.c.job_id == job_id)
     connection.execute(held.values(job_id=None, quarantined=True) if quarantine else held.values(job_id=None))
-
-
-def release_from(connection: sa.Connection, job_id: int, host: str) -> bool:
-    """Gives back what a job holds on one host. Returns whether it was placed there."""
-    here = placements.delete().where(placements.c.job_id == job_id, placements.c.host == host)
-    was_placed = connection.execute(here).rowcount > 0
-    connection.execute(gpus.update().where(gpus.c.job_id == job_id, gpus.c.host == host).values(job_id=None))
-    return was_placed
 
 
 def end_attempt(
