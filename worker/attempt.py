@@ -29,6 +29,7 @@ from worker.lease import LeaseKeeper
 from worker.narrator import Narrator
 from worker.outcome import STORE_PAUSE_S, Cut, Ending, Finish, Outcome, Requeue, decide
 from worker.predecessor import end_leftovers
+from worker.ranks import LOOPBACK, Ranks, free_port
 from worker.recording import Recorder, Uploader
 from worker.reports import SavedFile
 from worker.requests import Requests
@@ -101,7 +102,8 @@ class Attempt:
         self._journal = Journal(self._workspace.journal, job.generation, job.owner, own.prev)
         closing.callback(self._journal.close)
         self._journal.append(own.type, own.status, own.payload, None)
-        self._tree = Tree(settings.work_dir, job.job_id)
+        self._ranks = Ranks.of(job.spec.resources)
+        self._tree = Tree(settings.work_dir, job.job_id, self._ranks)
         closing.callback(self._tree.close)
         self._recorder = Recorder(self._record, self._journal, store, self._requests)
         closing.callback(self._recorder.stop)
@@ -125,7 +127,15 @@ class Attempt:
         )
         closing.callback(self._lease.stop)
         self._finisher = Finisher(
-            settings, claimed, self._record, store, self._workspace, self._journal, self._shipper, self._state
+            settings,
+            claimed,
+            self._record,
+            store,
+            self._workspace,
+            self._journal,
+            self._shipper,
+            self._state,
+            self._ranks.here,
         )
 
     def __enter__(self) -> Self:
@@ -181,6 +191,7 @@ class Attempt:
             self._claim.job.spec,
             self._workspace,
             self._tree,
+            self._ranks.here,
             self._socket,
             self._narrator,
             self._uploader,
@@ -201,7 +212,8 @@ class Attempt:
         for complaint in complaints:
             self._narrator.log("WARNING", complaint)
         job_file = write_job_file(self._workspace, job, checkpoints)
-        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT)
+        ranks = self._ranks.meeting_at(LOOPBACK, free_port()) if self._ranks.ranked else self._ranks
+        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT, ranks)
         if self._requests.has(Cut.LEASE_LOST):
             raise LeaseLost(f"job {job.job_id}: while it was prepared")
         self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)

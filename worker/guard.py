@@ -35,6 +35,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # The launcher ends its tree within milliseconds of losing its supervisor; this is how long it alone is trusted to.
 LAUNCHER_FIRST_S = 0.5
 _MAX_PACKET = 256 * 1024
+# What the kernel lets one packet carry (SCM_MAX_FD).
+_MAX_DESCRIPTORS = 253
 
 
 @dataclass(eq=False, slots=True)
@@ -52,10 +54,11 @@ class Ward:
 
 
 class Guard:
-    """Serves supervisors of this host. Packets are JSON; `start` brings three descriptors (lifeline, stdout, stderr).
+    """Serves supervisors of this host. Packets are JSON; `start` brings descriptors: lifeline, then stdout and stderr
+    of each trainer.
 
-    In: `start` (job_id, cwd, env, argv, licence), `adopt` (job_id, launcher, started, licence), `licence`, `kill`.
-    Out: `{"launcher": pid, "started": ticks}` or `{"refused": why}`; later `{"nudge": true}`,
+    In: `start` (job_id, cwd, env, argv, licence, first_rank, ranked), `adopt` (job_id, launcher, started, licence),
+    `licence`, `kill`. Out: `{"launcher": pid, "started": ticks}` or `{"refused": why}`; later `{"nudge": true}`,
     `{"drain": true}`, and `{"gone": true}` once the launcher and everything that lost it are gone.
     """
 
@@ -128,7 +131,7 @@ class Guard:
 
     def _serve(self, ward: Ward) -> None:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(ward.connection, _MAX_PACKET, 3)
+            packet, descriptors, _, _ = socket.recv_fds(ward.connection, _MAX_PACKET, _MAX_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:
@@ -147,8 +150,8 @@ class Guard:
 
     def _obey(self, ward: Ward, order: dict[str, Any], descriptors: list[int]) -> None:
         match order:
-            case {"start": _} if len(descriptors) != 3 or self._draining:
-                reason = "this worker is shutting down" if self._draining else "three descriptors are needed"
+            case {"start": _} if len(descriptors) < 3 or self._draining:
+                reason = "this worker is shutting down" if self._draining else "three descriptors are needed at least"
                 _send(ward.connection, {"refused": reason, "draining": self._draining})
             case {"start": request}:
                 self._start(ward, request, descriptors)
@@ -161,12 +164,12 @@ class Guard:
                 ward.ordered_killed, ward.licence_until = True, boottime_s()
 
     def _start(self, ward: Ward, request: dict[str, Any], descriptors: list[int]) -> None:
-        arguments = [*map(str, descriptors), str(request["licence"]), request["cwd"], *request["argv"]]
+        env = request.pop("env")
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker.launcher", *arguments],
+                [sys.executable, "-m", "worker.launcher", json.dumps(request), *map(str, descriptors)],
                 cwd=CHECKOUT,
-                env=request["env"],
+                env=env,
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 close_fds=True,
