@@ -15,7 +15,7 @@ from shared.database import Database
 from shared.event_log import Entry
 from shared.gang import end_members
 from shared.rows import progress_message, training_job
-from shared.tables import artifacts, attempts, jobs, metric_points, models, transition_events
+from shared.tables import artifacts, attempts, gpus, jobs, metric_points, models, transition_events
 from shared.transitions import Fence, Terminal, apply, end_attempt, release_resources
 
 
@@ -81,6 +81,7 @@ class AttemptRecord:
         self.database = database
         self._fence = claim.fence
         self._job = claim.job
+        self._membership = claim.membership
         self._archive_limit_bytes = archive_limit_bytes
         self._checkpoints_kept = checkpoints_kept
         self._archived_bytes: int | None = None
@@ -254,7 +255,7 @@ class AttemptRecord:
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, row.generation, now, outcome, reason, dumped)
             self._end_members(connection, now, outcome)
-            release_resources(connection, row.id, quarantine=quarantine)
+            self._release(connection, quarantine)
             written = self._written(connection, finished, seq)
             assert written is not None
         # From here on only lease, chunks and `announced` may change, by whoever wrote this status. Not before the
@@ -351,7 +352,15 @@ class AttemptRecord:
             dumped = error.model_dump(mode="json") if error else None
             end_attempt(connection, row.id, self._fence.generation, now, outcome, reason, dumped)
             self._end_members(connection, now, outcome)
-            release_resources(connection, row.id, quarantine=quarantine)
+            self._release(connection, quarantine)
+
+    def _release(self, connection: sa.Connection, quarantine: bool) -> None:
+        membership = self._membership
+        if membership is not None and quarantine:
+            # What would not die here says nothing about the other hosts' GPUs.
+            here = sa.and_(gpus.c.job_id == self._fence.job_id, gpus.c.host == membership.host)
+            connection.execute(gpus.update().where(here).values(quarantined=True))
+        release_resources(connection, self._fence.job_id, quarantine=quarantine and membership is None)
 
     def _end_members(self, connection: sa.Connection, now: float, outcome: str) -> None:
         """On several hosts an attempt ends only when it has ended on all of them. Raises MembersAlive."""

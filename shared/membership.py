@@ -132,6 +132,21 @@ def started_member(database: Database, membership: Membership) -> Claim | None:
         )
 
 
+def lose_member(database: Database, job_id: int, generation: int, member: int, token: str) -> None:
+    """For a host that saw every process of a place gone: a waiting one is free again, a started one is lost."""
+    with database.write() as connection:
+        this = sa.and_(
+            members.c.job_id == job_id,
+            members.c.generation == generation,
+            members.c.member == member,
+            members.c.token == token,
+            members.c.ended_at.is_(None),
+        )
+        connection.execute(members.delete().where(this, members.c.attempt.is_(None)))
+        lost = {"outcome": "lost", "reason": "its worker was gone", "lease_until": 0.0}
+        connection.execute(members.update().where(this).values(ended_at=database.now, **lost))
+
+
 def _mine(membership: Membership) -> sa.ColumnElement[bool]:
     return sa.and_(
         members.c.job_id == membership.job_id,

@@ -12,7 +12,7 @@ from shared.database import Database
 from shared.errors import ArtifactNotFound, ModelNotFound
 from shared.event_log import Entry
 from shared.rows import hosts_of, training_job
-from shared.tables import artifacts, attempts, job_tags, jobs, metric_points, models
+from shared.tables import artifacts, attempts, job_tags, jobs, members, metric_points, models
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,21 @@ class Queries:
             return archived_events(connection, job_id, cursor, count)
 
     def attempts(self, job_id: int) -> list[dict[str, Any]]:
+        """Each with its `members`: every host that took part, with the GPUs it held there."""
         with self.database.read() as connection:
             rows = connection.execute(
                 sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
-            )
-            return [dict(row._mapping) for row in rows]
+            ).all()
+            started = connection.execute(
+                sa.select(members)
+                .where(members.c.job_id == job_id, members.c.attempt.is_not(None))
+                .order_by(members.c.member)
+            ).all()
+        of_attempt: dict[int, list[dict[str, Any]]] = {}
+        for member in started:
+            shown = {"host": member.host, "gpus": member.gpus, "outcome": member.outcome, "reason": member.reason}
+            of_attempt.setdefault(member.attempt, []).append(shown)
+        return [{**row._mapping, "members": of_attempt.get(row.number) or [_only_member(row)]} for row in rows]
 
     def artifacts(self, job_id: int) -> list[dict[str, Any]]:
         with self.database.read() as connection:
@@ -153,6 +163,10 @@ class Queries:
         if row is None or (visible_to is not None and row.owner != visible_to):
             raise ModelNotFound(model_id)
         return dict(row._mapping)
+
+
+def _only_member(attempt: Any) -> dict[str, Any]:
+    return {"host": attempt.host, "gpus": attempt.gpus, "outcome": attempt.outcome, "reason": attempt.reason}
 
 
 def _queue_positions(connection: sa.Connection, job_ids: list[int]) -> dict[int, int]:

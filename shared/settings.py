@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     host_name: str = Field(
         default_factory=lambda: socket.gethostname().lower(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
     )
+    address: str | None = Field(default=None, pattern=r"^[^\s/]{1,255}$")
     slots: int | None = Field(default=None, ge=0, le=10_000)
 
     @field_validator("allowed_origins", "allowed_hosts", mode="before")

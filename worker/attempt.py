@@ -1,62 +1,39 @@
 """One attempt: its parts put together, taken from the claim to the last written byte, and let go of in order."""
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from epochcast.jobs import JobError, Status
-from shared.artifacts import ArtifactStore, ArtifactsUnavailable
+from epochcast.jobs import Status
+from shared.artifacts import ArtifactsUnavailable
 from shared.attempt import AttemptRecord, LeaseLost, NewModel
 from shared.claims import Claim
 from shared.database import Database, DatabaseUnavailable
-from shared.event_log import EventLog
 from shared.queries import Queries
 from shared.settings import Settings
-from worker import gpus
-from worker.agent_line import AgentDraining, AgentUnavailable
-from worker.attempt_socket import AttemptSocket
-from worker.bundles import CodeRejected, place_bundle
+from worker.connections import Connections
 from worker.finishing import Finisher
-from worker.guard import CHECKOUT
+from worker.gang import Gang
 from worker.job_state import JobState
 from worker.journal import Journal
 from worker.lease import LeaseKeeper
 from worker.narrator import Narrator
 from worker.outcome import STORE_PAUSE_S, Cut, Ending, Finish, Outcome, Requeue, decide
-from worker.predecessor import end_leftovers
-from worker.ranks import LOOPBACK, Ranks, free_port
 from worker.recording import Recorder, Uploader
 from worker.reports import SavedFile
 from worker.requests import Requests
 from worker.shipping import Shipper
+from worker.site import AttemptFailed, Site
 from worker.supervisor import Supervisor
-from worker.tree import Tree
-from worker.workspace import fetch_checkpoints, make_workspace, trainer_environment, write_job_file
 
 logger = structlog.get_logger(__name__)
 
-START_S = 30.0
 FLUSH_S = 60.0
-GONE_S = 10.0
-
-
-class AttemptFailed(Exception):
-    """Raised when this host could not go on with an attempt (disk full, no descriptors) and its tree is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connections:
-    """Opened in the task: a pool child that was forked with open connections hung on its first query."""
-
-    database: Database
-    lease_database: Database
-    event_log: EventLog
-    store: ArtifactStore
 
 
 class Attempt:
@@ -94,17 +71,12 @@ class Attempt:
         self._record = self._new_record(self._connections.database)
         self._requests = Requests()
         closing.callback(self._requests.close)
-        self._workspace = make_workspace(settings, claimed)
-        closing.callback(self._workspace.remove)
-        self._socket = AttemptSocket(self._workspace.root)
-        closing.callback(self._socket.close)
+        self._site = Site(settings, self._connections, claimed, self._requests, closing)
+        self._workspace, self._tree, self._ranks = self._site.workspace, self._site.tree, self._site.ranks
         *older, own = claimed.unannounced
         self._journal = Journal(self._workspace.journal, job.generation, job.owner, own.prev)
         closing.callback(self._journal.close)
         self._journal.append(own.type, own.status, own.payload, None)
-        self._ranks = Ranks.of(job.spec.resources)
-        self._tree = Tree(settings.work_dir, job.job_id, self._ranks)
-        closing.callback(self._tree.close)
         self._recorder = Recorder(self._record, self._journal, store, self._requests)
         closing.callback(self._recorder.stop)
         self._shipper = Shipper(
@@ -126,6 +98,10 @@ class Attempt:
             self._new_record(self._connections.lease_database), settings, self._requests, self._tree.renew
         )
         closing.callback(self._lease.stop)
+        self._gang: Gang | None = None
+        if claimed.membership is not None:
+            self._gang = Gang(self._connections, claimed, self._record, self._narrator, self._requests)
+            closing.callback(self._gang.stop)
         self._finisher = Finisher(
             settings,
             claimed,
@@ -135,7 +111,7 @@ class Attempt:
             self._journal,
             self._shipper,
             self._state,
-            self._ranks.here,
+            self._ranks,
         )
 
     def __enter__(self) -> Self:
@@ -145,17 +121,8 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closing.close()
-        if isinstance(error, OSError) and self._is_gone():
+        if isinstance(error, OSError) and self._site.is_gone():
             raise AttemptFailed(f"the host could not go on: {error}") from error
-
-    def _is_gone(self) -> bool:
-        """Whether the tree's end could be seen: its launcher ends it when the lifeline closes."""
-        deadline = time.monotonic() + GONE_S
-        while self._tree.launcher_is_alive:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
 
     def _new_record(self, database: Database) -> AttemptRecord:
         return AttemptRecord(
@@ -170,53 +137,46 @@ class Attempt:
         # The lease first: preparing may take longer than the licence.
         for thread in (self._lease, self._shipper, self._recorder, self._uploader):
             thread.start()
-        ending, saved = self._supervise()
+        if self._gang is not None:
+            self._gang.start()
+        ending, saved, failed_at = self._supervise()
+        if self._gang is not None and ending.cut is not Cut.LEASE_LOST:
+            limit_s = self._claim.job.spec.max_runtime_s or math.inf
+            ending = self._gang.gather(ending, failed_at, self._is_draining, limit_s)
         self._end(ending, saved)
 
-    def _supervise(self) -> tuple[Ending, SavedFile | None]:
-        """Starts the trainer and stays with it to its end."""
-        try:
-            self._start()
-        except AgentDraining:
-            return Ending.before_start(Cut.DRAINED), None
-        except ArtifactsUnavailable as error:
-            return Ending.before_start(Cut.STORE, str(error)), None
-        except CodeRejected as error:
-            failure = JobError(type="code_rejected", message=str(error), host=self._settings.host_name)
-            return Ending(None, None, None, failure, None, finished_all_epochs=False), None
-        except (AgentUnavailable, gpus.GpuBusy) as error:
-            return Ending.before_start(Cut.PLATFORM, f"the trainer could not be started: {error}"), None
+    def _is_draining(self) -> bool:
+        """Whether the agent says so, now that no supervisor's loop hears it."""
+        packet = self._tree.agent.read() if self._tree.agent.connection is not None else None
+        return bool(packet and packet.get("drain"))
+
+    def _supervise(self) -> tuple[Ending, SavedFile | None, float]:
+        """Starts the trainer and stays with it to its end. With it, the model, and when the first rank failed."""
+        before_start = self._site.start(self._trainer, self._licence_until, self._narrator.log)
+        if before_start is not None:
+            return before_start, None, time.monotonic()
         supervisor = Supervisor(
             self._settings,
             self._claim.job.spec,
             self._workspace,
             self._tree,
             self._ranks.here,
-            self._socket,
+            self._site.socket,
             self._narrator,
             self._uploader,
             self._requests,
-            self._lease.wake,
+            self._hear_nudge,
+            on_cut=self._gang.on_cut if self._gang is not None else None,
+            hear=self._gang.deliver if self._gang is not None else None,
         )
         self._note_launcher()
-        return supervisor.run(), supervisor.model
+        ending = self._site.judged(supervisor.run())
+        return ending, supervisor.model, supervisor.failed_at
 
-    def _start(self) -> None:
-        job, settings = self._claim.job, self._settings
-        if not end_leftovers(self._connections.database, job.job_id, settings.host_name, job.generation):
-            raise AgentUnavailable("an earlier attempt's processes on this host would not end")
-        gpus.wait_free(self._claim.gpus, job.spec.resources.gpu_memory_gib)
-        if job.spec.bundle is not None:
-            place_bundle(job.spec.bundle, self._connections.store, settings.work_dir, self._workspace.work)
-        checkpoints, complaints = fetch_checkpoints(self._workspace, self._claim, self._connections.store)
-        for complaint in complaints:
-            self._narrator.log("WARNING", complaint)
-        job_file = write_job_file(self._workspace, job, checkpoints)
-        ranks = self._ranks.meeting_at(LOOPBACK, free_port()) if self._ranks.ranked else self._ranks
-        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT, ranks)
-        if self._requests.has(Cut.LEASE_LOST):
-            raise LeaseLost(f"job {job.job_id}: while it was prepared")
-        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)
+    def _hear_nudge(self) -> None:
+        self._lease.wake()
+        if self._gang is not None:
+            self._gang.wake()
 
     def _note_launcher(self) -> None:
         """Which tree a successor has to look for; without SQL the launcher's licence is what remains."""

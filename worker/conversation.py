@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from epochcast.jobs import JobError, TrainingJobSpec
-from worker.narrator import Narrator
+from worker.narrator import Voice
 from worker.outcome import Cut
 from worker.output import named
-from worker.recording import LocalCheckpoint, Uploader, judged_loss
+from worker.recording import LocalCheckpoint, Uploads, judged_loss
 from worker.reports import (
     Checkpointed,
     EpochEnded,
@@ -33,8 +33,8 @@ class Conversation:
         self,
         spec: TrainingJobSpec,
         out: Path,
-        narrator: Narrator,
-        uploader: Uploader,
+        narrator: Voice,
+        uploader: Uploads,
         end: Callable[[Cut, JobError | None], None],
     ) -> None:
         """`out`: the attempt's output folder, where files that the trainer names must lie."""
@@ -46,6 +46,7 @@ class Conversation:
         self._tells_epochs = False
         self.merge_at: float | None = None
         self.last_report = time.monotonic()
+        self.failed_at: float | None = None
         self.failures: list[JobError] = []
         """What ranks said of their own failure, in the order in which it came."""
         self.model: SavedFile | None = None
@@ -76,6 +77,7 @@ class Conversation:
                 self._take_resumed(message)
             case Failure(error=error):
                 self._narrator.close_epoch()
+                self.failed_at = self.failed_at or time.monotonic()
                 if all(error.rank != known.rank for known in self.failures):
                     self.failures.append(error)
             case Unreadable(why=why):

@@ -23,6 +23,8 @@ from shared.transitions import MakeEvent, error_message
 from worker.job_state import JobState, complete_message
 from worker.journal import Journal
 from worker.outcome import Abandon, Finish, Lost, Outcome, Requeue
+from worker.ranks import Ranks
+from worker.raw_logs import stored_logs
 from worker.reports import SavedFile
 from worker.shipping import Shipper
 from worker.workspace import Workspace
@@ -50,9 +52,8 @@ class Finisher:
         journal: Journal,
         shipper: Shipper,
         state: JobState,
-        ranks: range,
+        ranks: Ranks,
     ) -> None:
-        """`ranks`: those on this host."""
         self._settings = settings
         self._claim = claim
         self._record = record
@@ -66,15 +67,11 @@ class Finisher:
     def keep_log(self) -> None:
         """The attempt's raw output becomes an artifact, one for each trainer that said anything."""
         job = self._claim.job
-        for rank in self._ranks:
-            path = self._workspace.output(rank)
-            if not path.exists() or path.stat().st_size == 0:
-                continue
-            name = f"{job.attempt:04d}-rank-{rank}" if rank else f"{job.attempt:04d}"
+        for file in stored_logs(self._store, self._workspace, job, self._ranks):
             try:
-                self._record.add_artifact(self._stored(path, "log", f"jobs/{job.job_id}/logs/{name}.log"))
-            except (ArtifactsUnavailable, DatabaseUnavailable, OSError) as error:
-                logger.warning("the attempt's log was not kept", rank=rank, error=str(error))
+                self._record.add_artifact(file)
+            except DatabaseUnavailable as error:
+                logger.warning("the attempt's log was not kept", key=file.key, error=str(error))
 
     def upload_model(self, saved: SavedFile) -> NewModel:
         """The model that the trainer saved, in the store. Raises ArtifactsUnavailable after `EPOCHCAST_UPLOAD_S`."""

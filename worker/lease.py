@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
-from shared.attempt import AttemptRecord, LeaseLost
+from shared.attempt import Heartbeat, LeaseLost
 from shared.database import DatabaseUnavailable
 from shared.settings import Settings
 from worker.outcome import Cut
@@ -15,6 +16,12 @@ from worker.requests import Requests
 logger = structlog.get_logger(__name__)
 
 
+class Leased(Protocol):
+    """A row that is owned for as long as it is renewed."""
+
+    def heartbeat(self, lease_s: float) -> Heartbeat: ...
+
+
 class LeaseKeeper:
     """Renews until `stop`; `on_renewed(licence_until)` is called from its thread.
 
@@ -22,7 +29,7 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self, record: AttemptRecord, settings: Settings, requests: Requests, on_renewed: Callable[[float], None]
+        self, record: Leased, settings: Settings, requests: Requests, on_renewed: Callable[[float], None]
     ) -> None:
         self._record = record
         self._settings = settings
@@ -70,5 +77,9 @@ class LeaseKeeper:
             logger.warning("heartbeat not written: SQL is away", error=str(error))
             return
         self._on_renewed(asked_at + self._settings.licence_s)
+        if beat.ordered == "kill":
+            self._requests.ask(Cut.GANG)
         if beat.stop_requested:
             self._requests.ask(Cut.STOPPED)
+        elif beat.ordered == "drain":
+            self._requests.ask(Cut.DRAINED)

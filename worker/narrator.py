@@ -1,5 +1,7 @@
 """The narrator: turns what happens in an attempt into events, on local disk first, then towards Redis and SQL."""
 
+from typing import Protocol
+
 from epochcast.events import Log, Progress, encode
 from epochcast.jobs import Status
 from worker.job_state import JobState, changes_of
@@ -8,6 +10,22 @@ from worker.lines import MAX_LINES_PER_S, Level, RateLimit, clean
 from worker.recording import Recorder
 from worker.reports import Report
 from worker.shipping import Shipper
+
+
+class Voice(Protocol):
+    """What a supervisor says of its attempt."""
+
+    state: JobState
+
+    def report(self, report: Report) -> None: ...
+
+    def close_epoch(self) -> None: ...
+
+    def progress(self) -> None: ...
+
+    def log(self, level: Level, line: str) -> None: ...
+
+    def tell_dropped(self) -> None: ...
 
 
 class Narrator:

@@ -25,6 +25,8 @@ class Cut(StrEnum):
     DIVERGED = "diverged"
     PLATFORM = "platform"
     STORE = "store"
+    GANG = "gang"
+    """Another host's part of the attempt has ended; what it says decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def decide(ending: Ending, spec: TrainingJobSpec, restarts_used: int) -> Outcome
             return Lost("SQL was away for longer than the licence")
         case Cut.STORE:
             return Requeue("platform", ending.why, delay_s=STORE_PAUSE_S)
-        case Cut.PLATFORM:
+        case Cut.PLATFORM | Cut.GANG:
             return Lost(ending.why)
         case Cut.TIMEOUT | Cut.STALLED | Cut.DIVERGED:
             return Finish(Status.FAILED, ending.cut_error)
@@ -116,6 +118,8 @@ def decide(ending: Ending, spec: TrainingJobSpec, restarts_used: int) -> Outcome
     assert error is not None
     if error.type == "cuda_oom" and spec.on_oom == "shrink" and (smaller := _shrink(spec, error)) is not None:
         return smaller
+    if error.type == "platform":  # the ranks could not meet: the place was ours to choose
+        return Lost(error.message)
     if error.type in _CHARGED and restarts_used < spec.max_restarts:
         delay_s = min(RETRY_LIMIT_S, RETRY_FIRST_S * 2**restarts_used)
         return Requeue("failed", error.message, charged=True, delay_s=delay_s, error=error)

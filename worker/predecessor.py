@@ -4,14 +4,16 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
 
-from epochcast.jobs import Status
+from epochcast.jobs import Status, TrainingJob
 from shared.database import Database
+from shared.membership import lose_member
 from shared.recovery import Recovery
-from shared.tables import attempts, jobs
+from shared.tables import attempts, jobs, members
 from worker.process_tree import boot_id, is_alive, kill_tree, pid_namespace
 from worker.workspace import jobs_folder
 
@@ -34,38 +36,65 @@ def release_predecessors(database: Database, host: str, work_dir: Path) -> None:
         ).all()
     all_gone = True
     for attempt in left:
-        if attempt.boot_id != boot_id() or attempt.pid_namespace != pid_namespace():
+        if not _is_ours(attempt):
             continue
-        processes = [
-            (attempt.supervisor_pid, attempt.supervisor_started),
-            (attempt.launcher_pid, attempt.launcher_started),
-        ]
-        if all(_end(pid, started) for pid, started in processes if pid is not None):
+        if _end_both(attempt):
             logger.warning("job given back: its worker was gone", job_id=attempt.job_id, attempt=attempt.number)
             Recovery(database).lose(
                 attempt.job_id, "its worker was gone", only_expired=False, generation=attempt.generation
             )
         else:
             all_gone = False
+    all_gone &= _release_members(database, host)
     if all_gone:
         shutil.rmtree(jobs_folder(work_dir), ignore_errors=True)
 
 
-def end_leftovers(database: Database, job_id: int, host: str, generation: int) -> bool:
-    """Before an attempt starts: ends what earlier ones of its job left on this host. False: something won't die."""
+def _release_members(database: Database, host: str) -> bool:
+    """The same for this host's places in jobs on several. Returns whether all processes are gone."""
     with database.read() as connection:
-        earlier = connection.execute(
-            sa.select(attempts).where(
-                attempts.c.job_id == job_id, attempts.c.host == host, attempts.c.generation < generation
+        left = connection.execute(sa.select(members).where(members.c.host == host, members.c.ended_at.is_(None))).all()
+    all_gone = True
+    for member in left:
+        if not _is_ours(member) or (member.member == 0 and member.attempt is not None):
+            continue  # member 0's attempt is the job's own
+        if _end_both(member):
+            logger.warning("place given back: its worker was gone", job_id=member.job_id, member=member.member)
+            lose_member(database, member.job_id, member.generation, member.member, member.token)
+        else:
+            all_gone = False
+    return all_gone
+
+
+def end_leftovers(database: Database, job: TrainingJob, host: str) -> bool:
+    """Before an attempt starts: ends what earlier ones of its job left on this host. False: something won't die."""
+    tables = [attempts, members] if job.spec.resources.nodes > 1 else [attempts]
+    with database.read() as connection:
+        earlier = [
+            row
+            for table in tables
+            for row in connection.execute(
+                sa.select(table).where(
+                    table.c.job_id == job.job_id, table.c.host == host, table.c.generation < job.generation
+                )
             )
-        ).all()
+        ]
     return all(
         _end(attempt.launcher_pid, attempt.launcher_started)
         for attempt in earlier
-        if attempt.launcher_pid is not None
-        and attempt.boot_id == boot_id()
-        and attempt.pid_namespace == pid_namespace()
+        if attempt.launcher_pid is not None and _is_ours(attempt)
     )
+
+
+def _is_ours(row: Any) -> bool:
+    """Whether its processes, if they live, can be seen from here."""
+    return bool(row.boot_id == boot_id() and row.pid_namespace == pid_namespace())
+
+
+def _end_both(row: Any) -> bool:
+    """Ends a supervisor and its launcher's tree. Returns whether both are gone."""
+    processes = [(row.supervisor_pid, row.supervisor_started), (row.launcher_pid, row.launcher_started)]
+    return all(_end(pid, started) for pid, started in processes if pid is not None)
 
 
 def _end(pid: int, started: int) -> bool:

@@ -17,7 +17,8 @@ _TRIES = 100
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """`local` processes on this host, which is number `node` of `nodes`. `master`: where rank 0 listens.
+    """`local` processes on this host, which is number `node` of `nodes`. `master`: where rank 0 listens; `interface`:
+    this host's way to the other hosts.
 
     `ranked`: whether they are told. A single process isn't: a plain script would take itself for one of several.
     """
@@ -27,6 +28,7 @@ class Ranks:
     nodes: int = 1
     ranked: bool = False
     master: tuple[str, int] | None = None
+    interface: str | None = None
 
     @classmethod
     def of(cls, resources: Resources, node: int = 0) -> Self:
@@ -50,9 +52,9 @@ class Ranks:
     def world(self) -> int:
         return self.nodes * self.local
 
-    def meeting_at(self, address: str, port: int) -> "Ranks":
-        """With the place where rank 0 listens."""
-        return replace(self, master=(address, port))
+    def meeting_at(self, address: str, port: int, interface: str | None = None) -> "Ranks":
+        """With the place where rank 0 listens, and this host's way to it."""
+        return replace(self, master=(address, port), interface=interface)
 
     def environment(self, run_id: str) -> dict[str, str]:
         """What all processes of this host are told, by the names that torchrun uses; the launcher adds each one's."""
@@ -79,6 +81,9 @@ class Ranks:
         if self.nodes == 1:
             # A host whose own name leads nowhere (or to 127.0.1.1) must not matter to processes on one host.
             told["GLOO_SOCKET_IFNAME"] = "lo"
+        elif self.interface is not None:
+            # Gloo would take the interface that the host's name leads to, which is often its loopback.
+            told["GLOO_SOCKET_IFNAME"] = self.interface
         return told
 
 

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -161,6 +162,12 @@ class Recorder:
 
 def _take(queue: deque[MetricPoint], count: int) -> list[MetricPoint]:
     return [queue.popleft() for _ in range(min(count, len(queue)))]
+
+
+class Uploads(Protocol):
+    """Where checkpoints go."""
+
+    def add(self, checkpoint: LocalCheckpoint) -> None: ...
 
 
 class Uploader:

@@ -23,6 +23,11 @@ class Requests:
             self._waiting.append(cut)
             os.eventfd_write(self._event, 1)
 
+    def wake(self) -> None:
+        """There is something else for the loop than a request to end."""
+        with self._lock:
+            os.eventfd_write(self._event, 1)
+
     def take(self) -> list[Cut]:
         """What was asked since the last time."""
         with self._lock:

@@ -18,12 +18,12 @@ from worker.attempt_socket import AttemptSocket, packets
 from worker.conversation import Conversation
 from worker.failures import from_exit
 from worker.first_failure import cause_of
-from worker.narrator import Narrator
+from worker.narrator import Voice
 from worker.out_of_memory import count_oom_kills
 from worker.outcome import Cut, Ending
 from worker.output import OutputFile, OutputStream
 from worker.process_tree import boottime_s
-from worker.recording import Uploader
+from worker.recording import Uploads
 from worker.reports import SavedFile, read
 from worker.requests import Requests
 from worker.tree import Tree
@@ -50,11 +50,17 @@ class Supervisor:
         tree: Tree,
         ranks: range,
         attempt_socket: AttemptSocket,
-        narrator: Narrator,
-        uploader: Uploader,
+        narrator: Voice,
+        uploader: Uploads,
         requests: Requests,
         wake_lease: Callable[[], None],
+        *,
+        on_cut: Callable[[Cut], None] | None = None,
+        hear: Callable[[], None] | None = None,
+        awaits_reports: bool = True,
     ) -> None:
+        """On several hosts: `on_cut` hears why this host's part is ended, `hear` is called when others said something,
+        and only where rank 0 is are reports awaited."""
         self._settings = settings
         self._spec = spec
         self._tree = tree
@@ -71,6 +77,10 @@ class Supervisor:
         }
         self._connections: set[socket.socket] = set()
         self._conversation = Conversation(spec, workspace.out, narrator, uploader, self._end)
+        self._on_cut = on_cut
+        self._hear = hear
+        self._awaits_reports = awaits_reports
+        self._ended_at: float | None = None
         self._oom_kills = count_oom_kills()
         self._began = time.monotonic()
         self._kill_at: float | None = None
@@ -83,6 +93,11 @@ class Supervisor:
     def model(self) -> SavedFile | None:
         """The last model that the trainer saved."""
         return self._conversation.model
+
+    @property
+    def failed_at(self) -> float:
+        """When the first rank said that it failed, or the last process was gone (monotonic)."""
+        return self._conversation.failed_at or self._ended_at or time.monotonic()
 
     def run(self) -> Ending:
         """Until the last process is gone and all it said is read."""
@@ -97,6 +112,7 @@ class Supervisor:
             while not self._tree.is_gone:
                 self._turn(self._wait_s())
                 self._check_limits()
+            self._ended_at = time.monotonic()
             self._drain()
         finally:
             self._selector.close()
@@ -149,6 +165,8 @@ class Supervisor:
     def _hear_requests(self) -> None:
         for cut in self._requests.take():
             self._end(cut, None)
+        if self._hear is not None:
+            self._hear()
 
     def _hear_launcher(self) -> None:
         if not self._tree.hear_launcher():
@@ -210,8 +228,10 @@ class Supervisor:
             self._tree.dump_stacks()
             message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
             self._end(Cut.STALLED, JobError(type="stalled", message=message))
-        elif self._stall_told_at < last_report and silent_s > max(
-            STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0)
+        elif (
+            self._awaits_reports
+            and self._stall_told_at < last_report
+            and silent_s > max(STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0))
         ):
             self._stall_told_at = now
             self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the trainer's stacks follow")
@@ -222,6 +242,8 @@ class Supervisor:
         if self.cut is not None and cut is not Cut.LEASE_LOST:
             return
         self.cut, self.cut_error = cut, error
+        if self._on_cut is not None:
+            self._on_cut(cut)
         match cut:
             case Cut.STOPPED | Cut.DRAINED:
                 if cut is Cut.STOPPED:
@@ -248,6 +270,8 @@ class Supervisor:
         code = self._tree.exit_code
         if self.cut is None and self._tree.cut_by_licence:
             self.cut = Cut.LICENCE
+        if self.cut is Cut.GANG and self._tree.ended_by_itself:
+            self.cut = None  # it had failed before it could be killed, and may be the one to blame
         job = self._narrator.state.job
         exit_error = None
         if code != 0:

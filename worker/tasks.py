@@ -15,8 +15,12 @@ from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.recovery import Recovery
 from shared.settings import Settings
-from worker.attempt import Attempt, AttemptFailed, Connections
+from worker.attempt import Attempt
+from worker.connections import Connections
+from worker.joining import Joining
+from worker.member import run_member
 from worker.process_tree import boot_id, boottime_s, pid_namespace, start_time
+from worker.site import AttemptFailed
 from worker.slots import threads_per_job
 
 logger = structlog.get_logger(__name__)
@@ -35,16 +39,21 @@ def train(settings: Settings, job_id: int, trainer: Sequence[str] = TRAINER) -> 
         claimed_at = boottime_s()
         threads = threads_per_job(settings)
         try:
-            claimed = claim(connections.database, job_id, settings.host_name, settings.lease_s, threads, _identity())
+            identity = _identity()
+            claimed = claim(connections.database, job_id, settings.host_name, settings.lease_s, threads, identity)
         except DatabaseUnavailable as error:
             logger.warning("job not claimed: SQL is away; it is poked again", error=str(error))
             return
         if claimed is None:
+            joining = Joining(settings, connections.database, threads, identity)
+            claimed, claimed_at = joining.run(job_id), joining.renewed_at
+        if claimed is None:
             logger.info("nothing to claim: the job is taken, stopped or placed elsewhere")
             return
         logger.info("job claimed", attempt=claimed.job.attempt, generation=claimed.job.generation)
+        begin = _run if claimed.membership is None or claimed.membership.member == 0 else run_member
         try:
-            _run(settings, connections, claimed, claimed_at + settings.licence_s, trainer)
+            begin(settings, connections, claimed, claimed_at + settings.licence_s, trainer)
         except LeaseLost:
             logger.warning("lease lost: nothing more is written")
         except DatabaseUnavailable as error:
@@ -69,11 +78,11 @@ def _run(
 @contextlib.contextmanager
 def _connections(settings: Settings) -> Iterator[Connections]:
     url = settings.database_url.get_secret_value()
-    database, lease_database = Database(url, connections=3), Database(url, connections=1)
+    database, lease_database = Database(url, connections=4), Database(url, connections=1)
     client = redis.Redis.from_url(settings.events_redis_url, socket_timeout=5, socket_connect_timeout=3)
     event_log = EventLog(client, kept_per_job=settings.events_kept_per_job, kept_s=settings.events_kept_s)
     try:
-        yield Connections(database, lease_database, event_log, ArtifactStore(settings.artifacts_url))
+        yield Connections(database, lease_database, event_log, ArtifactStore(settings.artifacts_url), client)
     finally:
         client.close()
         database.close()

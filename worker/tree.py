@@ -36,6 +36,7 @@ class Tree:
         self.exit_rank = 0
         self.is_gone = False
         self.cut_by_licence = False
+        self.ended_by_itself = False
         self.is_stuck = False
 
     def _pipe(self) -> int:
@@ -108,6 +109,7 @@ class Tree:
             if "exit" in packet:
                 self.exit_code, self.exit_rank, self.is_gone = packet["exit"], packet["rank"], True
                 self.cut_by_licence = packet["cut"] == "licence"
+                self.ended_by_itself = packet["cut"] is None
             if packet.get("stuck"):
                 self.is_stuck = True
 

@@ -146,7 +146,7 @@ async def attempts(gateway: Here, identity: Reader, job_id: JobId) -> dict[str, 
 
 
 def _attempt(row: dict[str, Any]) -> dict[str, Any]:
-    shown = ("number", "generation", "host", "gpus", "outcome", "reason", "error", "resumed_epoch")
+    shown = ("number", "generation", "host", "gpus", "outcome", "reason", "error", "resumed_epoch", "members")
     return {
         **{name: row[name] for name in shown},
         "started_at": utc_seconds(moment(row["started_at"])),

@@ -161,7 +161,7 @@ def _attempt_row(attempt: dict[str, Any]) -> list[object]:
     ended = datetime.fromisoformat(attempt["ended_at"]) if attempt["ended_at"] else None
     return [
         attempt.get("number"),
-        attempt.get("host"),
+        ", ".join(member["host"] for member in attempt.get("members") or []) or attempt.get("host"),
         ", ".join(str(gpu) for gpu in gpus) or None,
         f"{started:%Y-%m-%d %H:%M:%S}",
         duration(((ended or datetime.now(UTC)) - started).total_seconds()),
