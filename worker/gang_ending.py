@@ -35,8 +35,9 @@ def combine(own: Ending, own_failed_at: float, others: Sequence[MemberState]) ->
         # All may have been at their end anyway: then the job is done.
         return Combined(replace(own, cut=Cut.DRAINED, exit_code=0 if all_well else own.exit_code or 1))
     failed = sorted(_failures(own, own_failed_at, others), key=lambda one: one.at)
-    first = next((one for one in failed if not is_consequence(one.error)), None)
-    if first is None and (lost := _loss(own, others)) is not None:
+    lost = _loss(own, others)
+    first = next((one for one in failed if _is_cause(one.error, lost is not None)), None)
+    if first is None and lost is not None:
         return Combined(lost, _others_than(None, failed))
     first = first or (failed[0] if failed else None)
     if first is None:  # it was told to end by nobody who says why: such an attempt is lost
@@ -58,6 +59,11 @@ def _failures(own: Ending, own_failed_at: float, others: Sequence[MemberState]) 
         for other in others
         if other.error is not None and other.failed_at is not None
     ]
+
+
+def _is_cause(error: JobError, a_host_is_lost: bool) -> bool:
+    """A bare exit code says nothing: with a host lost it is taken for how a script leaves when it misses a rank."""
+    return not is_consequence(error) and not (a_host_is_lost and error.exit_code is not None)
 
 
 def _loss(own: Ending, others: Sequence[MemberState]) -> Ending | None:

@@ -9,12 +9,14 @@ import sqlalchemy as sa
 from epochcast.events import decode
 from shared.celery_app import Poker, queue_of
 from shared.database import Database
-from shared.dispatcher import Dispatcher
+from shared.dispatcher import UNCLAIMED_S, Dispatcher
 from shared.embedded import RedisServer
 from shared.event_log import EventLog, entry_of_row, log_key, snapshot_key
+from shared.membership import Standing, standing
 from shared.settings import Settings
 from shared.store import Store
-from shared.tables import placements
+from shared.tables import avoided_hosts, placements
+from tests.shared.gangs import create_gang, join
 from tests.shared.records import add_host, claim_placed, expire_lease, host_state, spec
 from tests.waiting import wait_until
 
@@ -29,9 +31,9 @@ class Dispatching:
         )
         add_host(self.database, host_state(slots=10))
 
-    def pokes(self) -> int:
-        """How many hints wait in the host's queue."""
-        return int(self.redis.llen(f"ec:{queue_of('host-1')}"))
+    def pokes(self, host: str = "host-1") -> int:
+        """How many hints wait in a host's queue."""
+        return int(self.redis.llen(f"ec:{queue_of(host)}"))
 
     def log(self, job_id: int) -> list[str]:
         rows = self.redis.xrange(log_key(job_id))
@@ -105,3 +107,31 @@ def test_a_stop_asked_of_a_job_that_was_then_lost_is_carried_out(dispatching: Di
     dispatching.dispatcher.run_once()
     assert dispatching.store.get(job.job_id).status == "stopped"
     assert dispatching.log(job.job_id)[-1] == "3-1"
+
+
+def test_every_host_of_a_job_is_poked_until_it_has_claimed_its_place(dispatching: Dispatching) -> None:
+    database = dispatching.database
+    add_host(database, host_state("host-2", slots=10))
+    job_id = create_gang(dispatching.store)
+    dispatching.dispatcher.run_once()
+    assert {host: dispatching.pokes(host) for host in ("host-1", "host-2")} == {"host-1": 1, "host-2": 1}
+    join(database, job_id, "host-1")
+    with database.write() as connection:
+        connection.execute(sa.update(placements).values(next_poke_at=1.0))
+    dispatching.dispatcher.run_once()
+    assert {host: dispatching.pokes(host) for host in ("host-1", "host-2")} == {"host-1": 1, "host-2": 2}
+
+
+def test_after_120_s_without_one_host_all_are_released_and_only_that_one_is_avoided(dispatching: Dispatching) -> None:
+    database = dispatching.database
+    add_host(database, host_state("host-2", slots=10))
+    job_id = create_gang(dispatching.store)
+    dispatching.dispatcher.run_once()
+    waiting = join(database, job_id, "host-1")
+    with database.write() as connection:
+        connection.execute(sa.update(placements).values(placed_at=database.now - UNCLAIMED_S - 1))
+    dispatching.dispatcher.run_once()
+    assert standing(database, waiting) is Standing.RELEASED
+    with database.read() as connection:
+        assert connection.execute(sa.select(avoided_hosts.c.host)).scalars().all() == ["host-2"]
+    assert dispatching.store.get(job_id).attempt == 0

@@ -7,13 +7,17 @@ import pytest
 import sqlalchemy as sa
 
 from epochcast.jobs import Status
+from shared.attempt import LeaseLost
 from shared.claims import Claim, claim
 from shared.database import Database
+from shared.gang import end_members
+from shared.membership import Standing, standing
 from shared.placement import Placed, place
 from shared.recovery import Recovery
 from shared.store import Store
-from shared.tables import gpus, jobs, placements, transition_events
+from shared.tables import gpus, jobs, members, placements, transition_events
 from shared.transitions import release_resources, stop_queued
+from tests.shared.gangs import MASTER, add_hosts, create_gang, expire_member, join_all, start
 from tests.shared.records import IDENTITY, add_host, claim_placed, expire_lease, host_state, spec
 from tests.waiting import wait_until
 
@@ -129,3 +133,59 @@ def test_each_transition_names_the_newest_event_even_when_it_waited(database: Da
     with database.read() as connection:
         prev = sa.select(transition_events.c.prev).where(transition_events.c.generation == 2)
         assert connection.execute(prev).scalar_one() == "1-9"
+
+
+def test_a_renewal_that_waited_for_the_end_of_its_attempt_finds_it_over(database: Database, store: Store) -> None:
+    add_hosts(database, 2)
+    job_id = create_gang(store)
+    _, [record] = start(database, job_id)
+    expire_lease(database, job_id)
+    expire_member(database, job_id, 1)
+    lost: list[LeaseLost] = []
+
+    def renew() -> None:
+        try:
+            record.heartbeat(120)
+        except LeaseLost as error:
+            lost.append(error)
+
+    with database.write() as connection:
+        now = database.time(connection)
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
+        end_members(connection, job_id, row.generation, now, "lost")
+        renewing = Meanwhile(database, renew)
+    renewing.join()
+    assert len(lost) == 1
+
+
+def test_a_renewal_that_comes_first_keeps_the_job_from_being_taken_back(database: Database, store: Store) -> None:
+    add_hosts(database, 2)
+    job_id = create_gang(store)
+    start(database, job_id)
+    expire_lease(database, job_id)
+    expire_member(database, job_id, 1)
+    taken: list[list[int]] = []
+    with database.write() as connection:
+        this = sa.and_(members.c.job_id == job_id, members.c.member == 1)
+        connection.execute(sa.update(members).where(this).values(lease_until=database.now + 120))
+        reaping = Meanwhile(database, lambda: taken.append(Recovery(database).reap()))
+    reaping.join()
+    assert taken == [[]]
+    assert store.get(job_id).status is Status.RUNNING
+
+
+def test_of_a_claim_and_a_release_at_one_moment_one_wins_whole(database: Database, store: Store) -> None:
+    add_hosts(database, 2)
+    job_id = create_gang(store)
+    zero, one = join_all(database, job_id)
+    claims: list[Claim | None] = []
+    with database.write() as connection:
+        connection.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+        release_resources(connection, job_id)
+        claiming = Meanwhile(
+            database,
+            lambda: claims.append(claim(database, job_id, zero.host, 120, 1, IDENTITY, zero, MASTER)),
+        )
+    claiming.join()
+    assert claims == [None]
+    assert {standing(database, zero), standing(database, one)} == {Standing.RELEASED}

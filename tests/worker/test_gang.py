@@ -33,7 +33,7 @@ STEADY = """
     run.state(done=done)
     resumed = run.resume()
     print("resumed" if resumed else "fresh", done["epoch"], flush=True)
-    for epoch in run.epochs():
+    for epoch in range(done["epoch"] + 1, run.total_epochs + 1):
         time.sleep(0.2)
         with open(STEPS, "a") as file:
             file.write(f"{os.environ['TORCHELASTIC_RUN_ID']} {rank} {epoch}\\n")
@@ -45,6 +45,8 @@ STEADY = """
             run.checkpoint()
         if stopping:
             break
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 
