@@ -238,6 +238,65 @@ def test_a_member_that_never_starts_releases_all_and_another_host_is_used(pair: 
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1), "nothing of it was charged"
 
 
+def test_a_new_worker_ends_its_predecessors_member_at_once(pair: Pair, steady: str) -> None:
+    job_id = pair.submit(total_epochs=1000)
+    zero, one = pair.start(job_id, steady)
+    pair.wait_epoch(job_id, 2)
+    host = pair.placed(job_id)[1]
+    trees = pair.trees(job_id)
+    assert host.agent is not None
+    host.agent.kill()
+    host.agent.wait()
+    one.kill()
+    one.wait()
+    host.start_agent("--first")
+    pair.wait_ended([zero], timeout_s=40)
+    assert alive(trees) == []
+    [attempt] = pair.queries.attempts(job_id)
+    assert attempt["reason"] == f"host {host.settings.host_name} was lost: its worker was gone"
+    assert pair.store.get(job_id).status is Status.QUEUED, "without waiting for a lease of 120 s"
+
+
+def test_a_new_worker_frees_the_place_that_its_predecessor_held_while_it_waited(pair: Pair, steady: str) -> None:
+    job_id = pair.submit(total_epochs=2)
+    zero, one = pair.placed(job_id)
+    waiting = one.attempt(job_id, steady)
+    wait_until(lambda: "waiting for the other hosts" in pair.output, "the claimed place", timeout_s=30)
+    assert one.agent is not None
+    one.agent.kill()
+    one.agent.wait()
+    waiting.kill()
+    waiting.wait()
+    one.start_agent("--first")
+    pair.wait_ended([host.attempt(job_id, steady) for host in (zero, one)])
+    assert pair.store.get(job_id).status is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_taken_port_is_the_platforms_fault(pair: Pair, processes: int) -> None:
+    script = """
+        import os, socket
+        import torch.distributed as dist
+        from epochcast.reporting import AttemptSocket
+        taken = socket.socket()
+        if os.environ["RANK"] == "0":
+            taken.bind((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+            taken.listen()
+        try:
+            dist.init_process_group("gloo")
+        except Exception as error:
+            failed = {"type": "user_error", "message": f"{type(error).__name__}: {error}"}
+            told = {"type": "failure", "rank": int(os.environ["RANK"]), "error": failed}
+            AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send(told)
+            raise
+    """
+    job = pair.run(script, total_epochs=1, procs_per_node=processes)
+    assert job.status is Status.QUEUED
+    [attempt] = pair.queries.attempts(job.job_id)
+    assert attempt["outcome"] == "lost"
+    assert "was taken before rank 0 could listen there" in (attempt["reason"] or "")
+
+
 def test_no_rank_outlives_its_supervisor_on_either_host(pair: Pair) -> None:
     job_id = pair.submit(procs_per_node=2)
     supervisors = pair.start(job_id, ENDLESS)
