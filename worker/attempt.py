@@ -22,7 +22,6 @@ from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
 from worker.bundles import CodeRejected, place_bundle
 from worker.finishing import Finisher
-from worker.guard import CHECKOUT
 from worker.job_state import JobState
 from worker.journal import Journal
 from worker.lease import LeaseKeeper
@@ -36,6 +35,7 @@ from worker.requests import Requests
 from worker.shipping import Shipper
 from worker.supervisor import Supervisor
 from worker.tree import Tree
+from worker.warm_start import starts_warm
 from worker.workspace import fetch_checkpoints, make_workspace, trainer_environment, write_job_file
 
 logger = structlog.get_logger(__name__)
@@ -213,10 +213,11 @@ class Attempt:
             self._narrator.log("WARNING", complaint)
         job_file = write_job_file(self._workspace, job, checkpoints)
         ranks = self._ranks.meeting_at(LOOPBACK, free_port()) if self._ranks.ranked else self._ranks
-        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT, ranks)
+        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, ranks)
         if self._requests.has(Cut.LEASE_LOST):
             raise LeaseLost(f"job {job.job_id}: while it was prepared")
-        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)
+        warm = starts_warm(self._trainer, job.spec, self._workspace.work)
+        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S, warm=warm)
 
     def _note_launcher(self) -> None:
         """Which tree a successor has to look for; without SQL the launcher's licence is what remains."""
