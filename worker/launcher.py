@@ -15,9 +15,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from shared.processes import adopt_orphans, dies_with_parent
+from shared.processes import adopt_orphans, dies_with_parent, name_process
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
 
 STUCK_AFTER_S = 60.0
@@ -188,15 +188,23 @@ def _start(
         if order.ranked:
             rank = str(order.first_rank + local)
             os.environ.update(RANK=rank, ROLE_RANK=rank, LOCAL_RANK=str(local))
-        become(order)
     except BaseException as error:
-        os.write(2, f"the trainer could not be started: {error}\n".encode())
-    os._exit(127)
+        _give_up(error)
+    become(order)
+    raise AssertionError("a trainer goes no further")
 
 
 def execute(order: Order) -> None:
     """The trainer as a new program."""
-    os.execv(order.argv[0], list(order.argv))
+    try:
+        os.execv(order.argv[0], list(order.argv))
+    except OSError as error:
+        _give_up(error)
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    os.write(2, f"the trainer could not be started: {error}\n".encode())
+    os._exit(127)
 
 
 def _prefer_as_oom_victim() -> None:
@@ -207,6 +215,7 @@ def _prefer_as_oom_victim() -> None:
 
 def launch(order: Order, become: Callable[[Order], None]) -> int:
     """In a process of its own, to the end of what it starts."""
+    name_process("ec-launcher")
     # A terminal's Ctrl-C or a group's SIGTERM is for the worker to answer; this process ends with its lifeline.
     for sign in IGNORED:
         signal.signal(sign, signal.SIG_IGN)

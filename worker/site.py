@@ -17,13 +17,13 @@ from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
 from worker.bundles import CodeRejected, place_bundle
 from worker.connections import Connections
-from worker.guard import CHECKOUT
 from worker.lines import Level
 from worker.outcome import Cut, Ending
 from worker.predecessor import end_leftovers
 from worker.ranks import LOOPBACK, Ranks, free_port
 from worker.requests import Requests
 from worker.tree import Tree
+from worker.warm_start import starts_warm
 from worker.workspace import fetch_checkpoints, make_workspace, trainer_environment, write_job_file
 
 START_S = 30.0
@@ -90,10 +90,11 @@ class Site:
             say("WARNING", complaint)
         job_file = write_job_file(self.workspace, job, checkpoints)
         self._met = ranks = self._meeting()
-        env = trainer_environment(self.workspace, self._claim, self.socket.path, job_file, CHECKOUT, ranks)
+        env = trainer_environment(self.workspace, self._claim, self.socket.path, job_file, ranks)
         if self._requests.has(Cut.LEASE_LOST):
             raise LeaseLost(f"job {job.job_id}: while it was prepared")
-        self.tree.start(list(trainer), self.workspace.work, env, licence_until, START_S)
+        warm = starts_warm(trainer, job.spec, self.workspace.work)
+        self.tree.start(list(trainer), self.workspace.work, env, licence_until, START_S, warm=warm)
 
     def _meeting(self) -> Ranks:
         """The ranks with the place where they meet."""

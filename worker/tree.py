@@ -48,8 +48,17 @@ class Tree:
         self._stream_ends.append(far)
         return near
 
-    def start(self, argv: list[str], cwd: Path, env: dict[str, str], licence_until: float, timeout_s: float) -> None:
-        """Has the agent start the launcher. Raises AgentUnavailable."""
+    def start(
+        self,
+        argv: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        licence_until: float,
+        timeout_s: float,
+        *,
+        warm: bool,
+    ) -> None:
+        """Has the agent start the launcher; `warm`: forked, if the host can. Raises AgentUnavailable."""
         self.licence_until = max(self.licence_until, licence_until)
         request = {
             "job_id": self._job_id,
@@ -59,6 +68,7 @@ class Tree:
             "licence": self.licence_until,
             "first_rank": self._ranks.first,
             "ranked": self._ranks.ranked,
+            "warm": warm,
         }
         ends = [self._launcher_end.fileno(), *self._stream_ends]
         try:

@@ -146,7 +146,9 @@ def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:
 
 
 def test_each_process_is_told_its_rank_and_all_that_end_well_are_a_success(launch: Any) -> None:
-    launched = launch("import os; print(os.environ['RANK'], os.environ['LOCAL_RANK'], flush=True)", processes=3)
+    launched = launch(
+        "import os; os.write(1, f\"{os.environ['RANK']} {os.environ['LOCAL_RANK']}\\n\".encode())", processes=3
+    )
     assert sorted(launched.read_line() for _ in range(3)) == [b"0 0\n", b"1 1\n", b"2 2\n"]
     assert launched.hear() == {"exit": 0, "rank": 0, "cut": None}
 
@@ -161,7 +163,7 @@ def test_after_a_stop_each_process_ends_in_its_own_time(launch: Any) -> None:
     code = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3) if os.environ["RANK"] == "1" else sys.exit(time.sleep(0.5)))
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while True:
     time.sleep(1)
 """
