@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -85,31 +85,61 @@ class Run:
         self._state.add(objects)
 
     def resume(self) -> bool:
-        """Loads the newest readable checkpoint into the objects given to `state`; False if there is none."""
-        contents = self.load()
-        if contents is None:
-            return False
-        self._state.fill_from(contents)
-        return True
+        """Loads the newest readable checkpoint into the objects given to `state`; False if there is none.
+
+        Several ranks all call it. Raises UnreadableCheckpoint when damage shows only after a part was loaded, and
+        no older checkpoint is there to load instead.
+        """
+        return self._load_newest(self._fill) is not None
 
     def load(self) -> dict[str, Any] | None:
-        """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it."""
-        from epochcast.checkpoints import UnreadableCheckpoint, read
+        """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it.
+
+        Of one that several ranks wrote in parts: put together, in each rank that calls this.
+        """
+        return self._load_newest(self._whole_contents)
+
+    def _load_newest(self, use: Callable[[Path, "Checkpoint"], dict[str, Any]]) -> dict[str, Any] | None:
+        from epochcast.checkpoints import HalfLoaded, UnreadableCheckpoint, read
 
         unreadable: list[str] = []
-        for file in self._job.checkpoints:
+        damage: HalfLoaded | None = None
+        for path in self._job.checkpoints:
             try:
-                found = read(file)
+                found = read(path, self.rank)
+                contents = use(path, found)
             except UnreadableCheckpoint as error:
-                unreadable.append(short(f"{file.name}: {error}"))
+                damage = error if isinstance(error, HalfLoaded) else damage
+                unreadable.append(short(f"{path.name}: {error}"))
                 if self.rank == 0:
-                    self.log(f"Checkpoint {file.name} can't be read ({error}); trying the one before it", "WARNING")
+                    self.log(f"Checkpoint {path.name} can't be read ({error}); trying the one before it", "WARNING")
                 continue
             self._continue_after(found)
             if self.rank == 0:
                 self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
-            return found.contents
+            return contents
+        if damage is not None:
+            raise damage
         return None
+
+    def _fill(self, path: Path, found: "Checkpoint") -> dict[str, Any]:
+        from epochcast import sharded
+
+        if path.is_dir():
+            filled = sharded.fill(path, self._state.objects)
+            self._state.fill_from(found.contents, filled)
+        elif sharded.is_sharded(self._state.objects):
+            raise ValueError(f"{path.name} is not in parts, as the model is now; restart the job from scratch")
+        else:
+            self._state.fill_from(found.contents)
+        return found.contents
+
+    def _whole_contents(self, path: Path, found: "Checkpoint") -> dict[str, Any]:
+        if not path.is_dir():
+            return found.contents
+        from epochcast import sharded
+
+        return {**sharded.whole(path), **found.contents}
 
     def epochs(self) -> Iterator[int]:
         """The epochs to train, up to `total_epochs`: from 1, or after the checkpoint that `resume` or `load` loaded.
@@ -191,14 +221,21 @@ class Run:
         """Keeps the objects given to `state`, or `contents` for `load`, so that the job can go on from here.
 
         On disk when this returns. Of several ranks rank 0 writes; inside an epoch all should call it, because the
-        random states of each belong to it. Raises Disconnected, OSError (disk full), and TypeError for contents that
+        random states of each belong to it. Where a rank holds only a part (FSDP, DTensor), all must call it, and each
+        writes its own part. Raises Disconnected, OSError (disk full), and TypeError for contents that
         couldn't be read back.
         """
+        from epochcast.sharded import is_sharded
+
         if self._cut_short:
             return
-        states = None if self.step is None else self._random_states()
-        if self.rank == 0:
-            self._write_checkpoint(plain(contents) if contents else self._state.contents(), states)
+        held = contents or self._state.objects
+        if is_sharded(held):
+            self._write_shards(held)
+        else:
+            states = None if self.step is None else self._random_states()
+            if self.rank == 0:
+                self._write_checkpoint(plain(contents) if contents else self._state.contents(), states)
         self._checkpointed = (self.epoch, self.step)
         self._resumable_in_epoch |= self.step is not None and not contents
 
@@ -211,16 +248,22 @@ class Run:
     ) -> None:
         """Keeps the trained weights as safetensors, with `metrics` for the registry and as final metrics.
 
+        Rank 0 writes; where each rank holds only a part (FSDP), all must call it, and rank 0 gathers the whole.
+
         `config`: JSON values from which the model can be built again; they stand in the file's metadata.
         """
-        from epochcast.checkpoints import write_model
+        from epochcast import sharded
+        from epochcast.checkpoints import write_model, write_weights
 
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"model name {name!r} is not a plain file name, such as model.safetensors")
         values, non_finite = finite(metrics or {})
+        weights = sharded.full_state(model) if sharded.is_sharded({"model": model}) else None
         if self.rank == 0:
             about = {"recipe": self._job.recipe, "params": self.params, "seed": self.seed, "epoch": self.epoch}
-            written = write_model(self._job.out_dir / name, model, {**about, "config": dict(config or {})})
+            about["config"] = dict(config or {})
+            file = self._job.out_dir / name
+            written = write_model(file, model, about) if weights is None else write_weights(file, weights, about)
             self._send_file("model", written, metrics=values, non_finite=non_finite)
 
     def log(self, message: object, level: Level = "INFO") -> None:
@@ -293,6 +336,18 @@ class Run:
         written = write(self._job.out_dir, Checkpoint(contents, self.epoch, self.step, states))
         self._send_file("checkpoint", written, epoch=self.epoch, step=self.step)
         self._job.prune()
+
+    def _write_shards(self, objects: Mapping[str, Any]) -> None:
+        from epochcast import sharded
+        from epochcast.checkpoints import Checkpoint
+
+        states = None if self.step is None else {self.rank: randomness.states()}
+        name, files = sharded.write(self._job.out_dir, objects, Checkpoint({}, self.epoch, self.step, states))
+        told = [{"file": one.file.name, "bytes": one.size_bytes, "sha256": one.sha256} for one in files]
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        self._send("shard", world=world, checkpoint=name, epoch=self.epoch, step=self.step, files=told)
+        if self.rank == 0:
+            self._job.prune()
 
     def _send_file(self, kind: str, written: "Written", **fields: Any) -> None:
         self._send(kind, file=written.file.name, bytes=written.size_bytes, sha256=written.sha256, **fields)
