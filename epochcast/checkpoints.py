@@ -122,11 +122,16 @@ def write_model(file: Path, model: "torch.nn.Module", metadata: dict[str, Any]) 
 
 def write_weights(file: Path, weights: dict[str, "torch.Tensor"], metadata: dict[str, Any]) -> Written:
     """As `write_model`, of tensors that were gathered from several ranks."""
-    import torch
     from safetensors.torch import save_file
 
-    # Tied weights come as one tensor under two names, which safetensors refuses.
-    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    own: dict[str, torch.Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in weights.items():
+        own[name] = tensor.contiguous()
+        place = own[name].untyped_storage().data_ptr()
+        if place in memory:  # tied weights, which safetensors refuses
+            own[name] = own[name].clone()
+        memory.add(place)
     return _write_whole(file, lambda path: save_file(own, path, metadata=_about(metadata)))
 
 

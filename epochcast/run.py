@@ -54,6 +54,7 @@ class Run:
         self._checkpointed: tuple[int, int | None] | None = None
         self._resumable_in_epoch = False
         self._unfinished: Checkpoint | None = None
+        self._sharded_names: set[str] = set()
         self._gathering = Gathering("random-states")
         randomness.reseed(self.seed, 0, 0)  # the same for all ranks: they begin with equal weights
         if threading.current_thread() is threading.main_thread():
@@ -342,7 +343,9 @@ class Run:
         from epochcast.checkpoints import Checkpoint
 
         states = None if self.step is None else {self.rank: randomness.states()}
-        name, files = sharded.write(self._job.out_dir, objects, Checkpoint({}, self.epoch, self.step, states))
+        checkpoint = Checkpoint({}, self.epoch, self.step, states)
+        name, files = sharded.write(self._job.out_dir, objects, checkpoint, self._sharded_names)
+        self._sharded_names.add(name)
         told = [{"file": one.file.name, "bytes": one.size_bytes, "sha256": one.sha256} for one in files]
         world = int(os.environ.get("WORLD_SIZE", "1"))
         self._send("shard", world=world, checkpoint=name, epoch=self.epoch, step=self.step, files=told)

@@ -12,7 +12,7 @@ import pickle
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,19 @@ OWN = "random-{rank}.pt"
 
 def is_sharded(objects: Mapping[str, Any]) -> bool:
     """Whether any of the objects holds a part of a tensor that other ranks hold the rest of."""
+    group = sys.modules.get("torch.distributed.distributed_c10d")
+    if group is None or not group.is_initialized():
+        return False
     return any(_is_part(value) for value in objects.values())
 
 
-def write(out_dir: Path, objects: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[str, list[Written]]:
+def write(
+    out_dir: Path, objects: Mapping[str, Any], checkpoint: Checkpoint, used: Collection[str]
+) -> tuple[str, list[Written]]:
     """Called by all ranks. The folder's name, the same for all, and this rank's files, complete on disk.
 
-    `checkpoint`: without contents, which come from `objects`, and with this rank's random states. Raises OSError.
+    `checkpoint`: without contents, which come from `objects`, and with this rank's random states. `used`: names that
+    this run has given; their folders may be in the store and gone from here. Raises OSError.
     """
     import torch.distributed as dist
     from torch.distributed.checkpoint.api import CheckpointException
@@ -51,7 +57,7 @@ def write(out_dir: Path, objects: Mapping[str, Any], checkpoint: Checkpoint) -> 
     from torch.distributed.checkpoint.state_dict_saver import save
 
     rank = dist.get_rank()
-    name = _same_name(out_dir, checkpoint)
+    name = _same_name(out_dir, checkpoint, used)
     folder = out_dir / name
     folder.mkdir(parents=True, exist_ok=True)
     parts, rest = _split(objects)
@@ -200,13 +206,13 @@ def _check_whole(folder: Path) -> None:
         raise UnreadableCheckpoint(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-def _same_name(out_dir: Path, checkpoint: Checkpoint) -> str:
+def _same_name(out_dir: Path, checkpoint: Checkpoint, used: Collection[str]) -> str:
     """Chosen by rank 0, where the names that were used are known."""
     import torch.distributed as dist
 
     name = checkpoint.stem
     number = 1
-    while (out_dir / name).exists():
+    while name in used or (out_dir / name).exists():
         number += 1
         name = f"{checkpoint.stem}.{number}"
     told: list[str] = [name]

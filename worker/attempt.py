@@ -32,6 +32,8 @@ from worker.predecessor import end_leftovers
 from worker.recording import Recorder, Uploader
 from worker.reports import SavedFile
 from worker.requests import Requests
+from worker.shard_upload import ShardUploader
+from worker.shards import ShardSets
 from worker.shipping import Shipper
 from worker.supervisor import Supervisor
 from worker.tree import Tree
@@ -120,6 +122,12 @@ class Attempt:
         folder = f"jobs/{job.job_id}/checkpoints/{job.generation:06d}"
         self._uploader = Uploader(store, self._recorder, self._requests, folder, settings.upload_s)
         closing.callback(self._uploader.stop)
+        self._shard_sets = ShardSets(store, folder, self._recorder.commit, retry_s=settings.upload_s)
+        closing.callback(self._shard_sets.end)
+        self._shards = ShardUploader(
+            store, self._requests, folder, settings.upload_s, self._shard_sets.add, self._shard_sets.is_wanted
+        )
+        closing.callback(self._shards.stop)
         self._lease = LeaseKeeper(
             self._new_record(self._connections.lease_database), settings, self._requests, self._tree.renew
         )
@@ -158,7 +166,7 @@ class Attempt:
     def run(self) -> None:
         """Raises LeaseLost, DatabaseUnavailable, OSError (this host can't go on)."""
         # The lease first: preparing may take longer than the licence.
-        for thread in (self._lease, self._shipper, self._recorder, self._uploader):
+        for thread in (self._lease, self._shipper, self._recorder, self._uploader, self._shards):
             thread.start()
         ending, saved = self._supervise()
         self._end(ending, saved)
@@ -184,6 +192,7 @@ class Attempt:
             self._socket,
             self._narrator,
             self._uploader,
+            self._shards,
             self._requests,
             self._lease.wake,
         )
@@ -217,6 +226,7 @@ class Attempt:
         if ending.cut is Cut.LEASE_LOST:
             raise LeaseLost(f"job {self._claim.job.job_id}")
         self._uploader.finish()
+        self._shards.finish()
         self._recorder.stop()
         self._recorder.flush(FLUSH_S)
         if self._record.heartbeat(self._settings.lease_s).stop_requested:

@@ -25,6 +25,7 @@ from worker.process_tree import boottime_s
 from worker.recording import Uploader
 from worker.reports import SavedFile, read
 from worker.requests import Requests
+from worker.shard_upload import ShardUploader
 from worker.tree import Tree
 from worker.workspace import Workspace
 
@@ -50,6 +51,7 @@ class Supervisor:
         attempt_socket: AttemptSocket,
         narrator: Narrator,
         uploader: Uploader,
+        shards: ShardUploader,
         requests: Requests,
         wake_lease: Callable[[], None],
     ) -> None:
@@ -64,7 +66,7 @@ class Supervisor:
         self._open_streams = {OutputStream(tree.stdout), OutputStream(tree.stderr)}
         self._output = OutputFile(workspace.output)
         self._connections: set[socket.socket] = set()
-        self._conversation = Conversation(spec, workspace.out, narrator, uploader, self._end)
+        self._conversation = Conversation(spec, workspace.out, narrator, uploader, shards, self._end)
         self._oom_kills = count_oom_kills()
         self._began = time.monotonic()
         self._kill_at: float | None = None
