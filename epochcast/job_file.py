@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +42,8 @@ class JobFile:
         if self.job_id is None:
             for file in _newest_first(self.out_dir)[LOCAL_CHECKPOINTS_KEPT:]:
                 if file.is_dir():
+                    import shutil
+
                     shutil.rmtree(file, ignore_errors=True)
                 else:
                     file.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from epochcast import randomness
 from epochcast.job_file import JobFile
+from epochcast.parts import is_sharded
 from epochcast.ranks import Gathering
 from epochcast.reporting import Outlet, finite, short
 from epochcast.state import State, plain
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from epochcast.checkpoints import Checkpoint, Written
+    from epochcast.resuming import Use
     from epochcast.sampling import EpochSampler
 
 Batch = TypeVar("Batch")
@@ -48,7 +50,7 @@ class Run:
         self._job = job
         self._outlet = outlet
         self._state = State()
-        self._stop = Stop(lambda message: self.log(message, "WARNING"))
+        self._stop = Stop(self._warn)
         self._cut_short = False
         self._finished = False
         self._checkpointed: tuple[int, int | None] | None = None
@@ -91,56 +93,30 @@ class Run:
         Several ranks all call it. Raises UnreadableCheckpoint when damage shows only after a part was loaded, and
         no older checkpoint is there to load instead.
         """
-        return self._load_newest(self._fill) is not None
+        from epochcast.resuming import filling
+
+        return self._load_newest(filling(self._state)) is not None
 
     def load(self) -> dict[str, Any] | None:
         """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it.
 
         Of one that several ranks wrote in parts: put together, in each rank that calls this.
         """
-        return self._load_newest(self._whole_contents)
+        from epochcast.resuming import whole_contents
 
-    def _load_newest(self, use: Callable[[Path, "Checkpoint"], dict[str, Any]]) -> dict[str, Any] | None:
-        from epochcast.checkpoints import HalfLoaded, UnreadableCheckpoint, read
+        return self._load_newest(whole_contents)
 
-        unreadable: list[str] = []
-        damage: HalfLoaded | None = None
-        for path in self._job.checkpoints:
-            try:
-                found = read(path, self.rank)
-                contents = use(path, found)
-            except UnreadableCheckpoint as error:
-                damage = error if isinstance(error, HalfLoaded) else damage
-                unreadable.append(short(f"{path.name}: {error}"))
-                if self.rank == 0:
-                    self.log(f"Checkpoint {path.name} can't be read ({error}); trying the one before it", "WARNING")
-                continue
-            self._continue_after(found)
-            if self.rank == 0:
-                self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
-            return contents
-        if damage is not None:
-            raise damage
-        return None
+    def _load_newest(self, use: "Use") -> dict[str, Any] | None:
+        from epochcast.resuming import load_newest
 
-    def _fill(self, path: Path, found: "Checkpoint") -> dict[str, Any]:
-        from epochcast import sharded
-
-        if path.is_dir():
-            filled = sharded.fill(path, self._state.objects)
-            self._state.fill_from(found.contents, filled)
-        elif sharded.is_sharded(self._state.objects):
-            raise ValueError(f"{path.name} is not in parts, as the model is now; restart the job from scratch")
-        else:
-            self._state.fill_from(found.contents)
-        return found.contents
-
-    def _whole_contents(self, path: Path, found: "Checkpoint") -> dict[str, Any]:
-        if not path.is_dir():
-            return found.contents
-        from epochcast import sharded
-
-        return {**sharded.whole(path), **found.contents}
+        newest = load_newest(self._job.checkpoints, self.rank, use, self._warn)
+        if newest is None:
+            return None
+        self._continue_after(newest.checkpoint)
+        if self.rank == 0:
+            found = newest.checkpoint
+            self._send("resumed", epoch=found.epoch, step=found.step, unreadable=newest.unreadable[:5])
+        return newest.contents
 
     def epochs(self) -> Iterator[int]:
         """The epochs to train, up to `total_epochs`: from 1, or after the checkpoint that `resume` or `load` loaded.
@@ -226,8 +202,6 @@ class Run:
         writes its own part. Raises Disconnected, OSError (disk full), and TypeError for contents that
         couldn't be read back.
         """
-        from epochcast.sharded import is_sharded
-
         if self._cut_short:
             return
         held = contents or self._state.objects
@@ -259,7 +233,7 @@ class Run:
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"model name {name!r} is not a plain file name, such as model.safetensors")
         values, non_finite = finite(metrics or {})
-        weights = sharded.full_state(model) if sharded.is_sharded({"model": model}) else None
+        weights = sharded.full_state(model) if is_sharded({"model": model}) else None
         if self.rank == 0:
             about = {"recipe": self._job.recipe, "params": self.params, "seed": self.seed, "epoch": self.epoch}
             about["config"] = dict(config or {})
@@ -324,10 +298,9 @@ class Run:
         was_complete = not self._gathering.is_incomplete
         found = self._gathering.gather(f"{self.epoch}/{self.step}", randomness.packed(randomness.states()))
         if was_complete and self._gathering.is_incomplete:
-            self.log(
+            self._warn(
                 "Only rank 0 called checkpoint() inside an epoch: resumed there, other ranks draw other random "
-                "numbers than before; call it in all ranks",
-                "WARNING",
+                "numbers than before; call it in all ranks"
             )
         return {rank: randomness.unpacked(content) for rank, content in found.items()}
 
@@ -354,6 +327,9 @@ class Run:
 
     def _send_file(self, kind: str, written: "Written", **fields: Any) -> None:
         self._send(kind, file=written.file.name, bytes=written.size_bytes, sha256=written.sha256, **fields)
+
+    def _warn(self, message: str) -> None:
+        self.log(message, "WARNING")
 
     def _tell_epoch(self, epoch: int) -> None:
         if self.rank == 0:

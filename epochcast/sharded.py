@@ -10,7 +10,6 @@ DCP pickles what is no tensor. So a checkpoint can run code where it is read: it
 import contextlib
 import pickle
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from epochcast.checkpoints import (
     read_file,
     write_as,
 )
+from epochcast.parts import is_part
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
 METADATA = ".metadata"
 SHARED = "state.pt"
 OWN = "random-{rank}.pt"
-
-
-def is_sharded(objects: Mapping[str, Any]) -> bool:
-    """Whether any of the objects holds a part of a tensor that other ranks hold the rest of."""
-    group = sys.modules.get("torch.distributed.distributed_c10d")
-    if group is None or not group.is_initialized():
-        return False
-    return any(_is_part(value) for value in objects.values())
 
 
 def write(
@@ -223,7 +215,7 @@ def _same_name(out_dir: Path, checkpoint: Checkpoint, used: Collection[str]) -> 
 def _split(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What torch.distributed.checkpoint keeps (models and optimizers always), and the rest."""
     modules = _modules(objects)
-    parts = {n: v for n, v in objects.items() if n in modules or _is_optimizer(v) or _is_part(v)}
+    parts = {n: v for n, v in objects.items() if n in modules or _is_optimizer(v) or is_part(v)}
     return parts, {name: value for name, value in objects.items() if name not in parts}
 
 
@@ -266,36 +258,6 @@ def _trained_by(name: str, optimizer: Any, modules: Mapping[str, "torch.nn.Modul
         if trained <= set(module.parameters()):
             return module
     raise ValueError(f"{name} trains parameters of no single model in the checkpoint; name that model too")
-
-
-def _is_part(value: Any) -> bool:
-    import torch
-
-    if isinstance(value, torch.nn.Module):
-        fsdp = sys.modules.get("torch.distributed.fsdp")
-        if fsdp is not None and any(isinstance(one, fsdp.FullyShardedDataParallel) for one in value.modules()):
-            return True
-        return any(map(_is_piece, value.parameters())) or any(map(_is_piece, value.buffers()))
-    return any(map(_is_piece, _leaves(value.state_dict() if hasattr(value, "state_dict") else value)))
-
-
-def _is_piece(value: object) -> bool:
-    tensors = sys.modules.get("torch.distributed.tensor")
-    if tensors is not None and isinstance(value, tensors.DTensor):
-        return True
-    older = sys.modules.get("torch.distributed._shard.sharded_tensor")
-    return older is not None and isinstance(value, older.ShardedTensor)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for one in value.values():
-            yield from _leaves(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _leaves(one)
-    else:
-        yield value
 
 
 def _cause(error: BaseException) -> BaseException:

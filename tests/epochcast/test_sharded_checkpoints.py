@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.listening import Attempt, listening
+from tests.listening import Attempt, finished, listening
 from tests.ranks import started
 
 # Ends itself at `until` = [epoch, batch] as a stop does: by SIGTERM to each rank. Dropout draws in each rank.
@@ -132,3 +132,50 @@ def test_damaged_parts_fall_back_to_the_checkpoint_before_in_all_ranks(damage: s
     assert resumed["epoch"] == 2
     assert resumed["unreadable"][0].startswith("ckpt-000003: ")
     shutil.rmtree(attempt.out)
+
+
+CONTENTS = """
+import resource, shutil
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+import epochcast
+
+dist.init_process_group("gloo")
+run = epochcast.init()
+model = torch.nn.Linear(8, 6)
+fully_shard(model)
+for _ in range(2):
+    run.checkpoint(weights=model.state_dict(), note="hello")
+    dist.barrier()
+    if run.rank == 0:
+        shutil.rmtree(run.params["out"] + "/ckpt-000000", ignore_errors=True)  # as once it is uploaded
+    dist.barrier()
+if run.rank == 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+try:
+    run.checkpoint(weights=model.state_dict())
+except OSError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def test_contents_in_parts_get_a_name_once_and_a_full_disk_of_one_rank_is_an_error_in_all(tmp_path: Path) -> None:
+    out = str(tmp_path / "a" / "out")
+    with listening(tmp_path / "a", params={"out": out}) as attempt:
+        (tmp_path / "a" / "train.py").write_text(CONTENTS)
+        with started(attempt, 2, "train.py") as ranks:
+            ended = [rank.ended() for rank in ranks]
+        attempt.settle()
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert all("refused: " in output and "File too large" in output for _, output in ended), ended
+    assert {packet["checkpoint"] for packet in attempt.said("shard")} == {"ckpt-000000", "ckpt-000000.2"}
+    assert [path.name for path in attempt.out.iterdir()] == ["ckpt-000000.2"]
+
+    (tmp_path / "load.py").write_text("import epochcast; print(epochcast.init().load())")
+    told = [{"file": str(attempt.out / "ckpt-000000.2"), "epoch": 0, "step": None}]
+    with listening(tmp_path / "b", checkpoints=told) as again:
+        code, output = finished(again.start(str(tmp_path / "load.py")))
+    assert code == 0, output
+    assert "'note': 'hello'" in output
+    assert "'weight': tensor(" in output

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import HashStore
 
+from epochcast import stop
 from epochcast.ranks import Ranks
 from epochcast.stop import Talks
 from tests.listening import listening
@@ -93,6 +94,18 @@ def test_verdict_is_the_same_for_all_ranks_however_their_calls_interleave(world:
             places = set(threads.map(walk, range(world)))
         assert len(places) == 1, f"seed {seed}: {places}"
         assert places != {None}
+
+
+def test_rank_0_stops_alone_once_ranks_without_the_sdk_have_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = Talks(Ranks(0, 2, HashStore()))
+    talks.join(0)
+    looks = [(talks.stop_at(place), talks.is_unanswered) for place in range(1, 6)]
+    assert set(looks) == {(False, False)}
+    monkeypatch.setattr(stop, "ALONE_S", 0.0)
+    assert talks.is_unanswered
+    other = Talks(Ranks(1, 2, HashStore()))
+    other.join(0)
+    assert not any(other.stop_at(place) or other.is_unanswered for place in range(1, 6))
 
 
 def rounds(world: int, count: int) -> list[dict[str, Any]]:
