@@ -20,14 +20,26 @@ class UnreadableCheckpoint(Exception):
     """Raised when a checkpoint's file is missing, cut off, damaged or none of ours."""
 
 
+class HalfLoaded(UnreadableCheckpoint):
+    """Raised when the damage showed only after some of it was loaded into the script's objects."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `step`: batches of the epoch that were done; None after a whole epoch."""
+    """What a checkpoint holds. `step`: batches of the epoch that were done; None after a whole epoch.
+
+    `random_states`: of each rank inside an epoch.
+    """
 
     contents: dict[str, Any]
     epoch: int
     step: int | None = None
-    random_states: dict[str, Any] | None = None
+    random_states: dict[int, dict[str, Any]] | None = None
+
+    @property
+    def stem(self) -> str:
+        """What its name begins with: `ckpt-000003`, inside an epoch `ckpt-000003-00000017`."""
+        return f"ckpt-{self.epoch:06}" + ("" if self.step is None else f"-{self.step:08}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,11 @@ class Written:
 
 def write(folder: Path, checkpoint: Checkpoint) -> Written:
     """Writes the checkpoint under a name of its own. Raises TypeError when the contents couldn't be read back."""
+    return write_as(folder / _free_name(folder, checkpoint), checkpoint)
+
+
+def write_as(file: Path, checkpoint: Checkpoint) -> Written:
+    """Writes the checkpoint to `file`. Raises TypeError, OSError."""
     import torch
 
     content = {
@@ -61,10 +78,19 @@ def write(folder: Path, checkpoint: Checkpoint) -> Written:
                 raise
         _check_readable(file, checkpoint.contents)
 
-    return _write_whole(folder / _free_name(folder, checkpoint), save)
+    return _write_whole(file, save)
 
 
-def read(file: Path) -> Checkpoint:
+def read(path: Path, rank: int = 0) -> Checkpoint:
+    """The checkpoint in a file, tensors on the CPU; of a folder what is not in parts. Raises UnreadableCheckpoint."""
+    if path.is_dir():
+        from epochcast import sharded
+
+        return sharded.read(path, rank)
+    return read_file(path)
+
+
+def read_file(file: Path) -> Checkpoint:
     """The checkpoint in `file`, tensors on the CPU. Raises UnreadableCheckpoint."""
     import torch
 
@@ -91,8 +117,26 @@ def write_model(file: Path, model: "torch.nn.Module", metadata: dict[str, Any]) 
 
     while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
         model = getattr(model, attribute)
-    text = json.dumps(metadata, sort_keys=True)
-    return _write_whole(file, lambda path: save_model(model, str(path), metadata={"epochcast": text}))
+    return _write_whole(file, lambda path: save_model(model, str(path), metadata=_about(metadata)))
+
+
+def write_weights(file: Path, weights: dict[str, "torch.Tensor"], metadata: dict[str, Any]) -> Written:
+    """As `write_model`, of tensors that were gathered from several ranks."""
+    from safetensors.torch import save_file
+
+    own: dict[str, torch.Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in weights.items():
+        own[name] = tensor.contiguous()
+        place = own[name].untyped_storage().data_ptr()
+        if place in memory:  # tied weights, which safetensors refuses
+            own[name] = own[name].clone()
+        memory.add(place)
+    return _write_whole(file, lambda path: save_file(own, path, metadata=_about(metadata)))
+
+
+def _about(metadata: dict[str, Any]) -> dict[str, str]:
+    return {"epochcast": json.dumps(metadata, sort_keys=True)}
 
 
 def _write_whole(file: Path, save: Callable[[Path], object]) -> Written:
@@ -101,18 +145,23 @@ def _write_whole(file: Path, save: Callable[[Path], object]) -> Written:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         save(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            size_bytes = stream.tell()
+        written = measured(temporary)
         temporary.replace(file)
-        _fsync_folder(file.parent)
+        fsync_folder(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
-    return Written(file, size_bytes, sha256)
+    return Written(file, written.size_bytes, written.sha256)
 
 
-def _fsync_folder(folder: Path) -> None:
+def measured(file: Path) -> Written:
+    """The file's size and SHA-256, once it is on disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return Written(file, stream.tell(), sha256)
+
+
+def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -122,12 +171,10 @@ def _fsync_folder(folder: Path) -> None:
 
 def _free_name(folder: Path, checkpoint: Checkpoint) -> str:
     """`ckpt-000003.pt`; a name is never used twice, because its first file may still be on its way to the store."""
-    step = "" if checkpoint.step is None else f"-{checkpoint.step:08}"
-    stem = f"ckpt-{checkpoint.epoch:06}{step}"
-    name, number = f"{stem}.pt", 1
+    name, number = f"{checkpoint.stem}.pt", 1
     while (folder / name).exists():
         number += 1
-        name = f"{stem}.{number}.pt"
+        name = f"{checkpoint.stem}.{number}.pt"
     return name
 
 

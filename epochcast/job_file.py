@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LOCAL_CHECKPOINTS_KEPT = 2
-_WHOLE_EPOCH = re.compile(r"ckpt-(\d+)(?:\.\d+)?\.pt")
+_WHOLE_EPOCH = re.compile(r"ckpt-(\d+)(?:\.\d+)?(?:\.pt)?")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ class JobFile:
         """Outside a job nobody takes the checkpoints away, so only the newest two stay."""
         if self.job_id is None:
             for file in _newest_first(self.out_dir)[LOCAL_CHECKPOINTS_KEPT:]:
-                file.unlink(missing_ok=True)
+                if file.is_dir():
+                    import shutil
+
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink(missing_ok=True)
 
 
 def from_environment() -> JobFile | None:
@@ -81,4 +86,6 @@ def local(params: Mapping[str, Any], total_epochs: int, seed: int, out_dir: Path
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("ckpt-*.pt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    """Files, and the folders that several ranks have filled: `.metadata` comes last."""
+    found = [path for path in folder.glob("ckpt-*") if path.suffix == ".pt" or (path / ".metadata").exists()]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -76,6 +76,9 @@ class Terminal:
                 return f"[report] epoch {packet['epoch']}/{self._total_epochs}{step} {_numbers_text(packet)}"
             case "checkpoint":
                 return f"[checkpoint] epoch {packet['epoch']}: {packet['file']} ({packet['bytes']:,} bytes)"
+            case "shard":
+                size = sum(file["bytes"] for file in packet["files"])
+                return f"[checkpoint] epoch {packet['epoch']}: {packet['checkpoint']} ({size:,} bytes of this rank)"
             case "model":
                 return f"[model] {packet['file']} ({packet['bytes']:,} bytes) {_numbers_text(packet)}".rstrip()
             case "resumed":

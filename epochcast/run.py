@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from epochcast import randomness
 from epochcast.job_file import JobFile
+from epochcast.parts import is_sharded
+from epochcast.ranks import Gathering
 from epochcast.reporting import Outlet, finite, short
 from epochcast.state import State, plain
+from epochcast.stop import Stop
 
 if TYPE_CHECKING:
     import torch
 
     from epochcast.checkpoints import Checkpoint, Written
+    from epochcast.resuming import Use
     from epochcast.sampling import EpochSampler
 
 Batch = TypeVar("Batch")
@@ -46,20 +50,25 @@ class Run:
         self._job = job
         self._outlet = outlet
         self._state = State()
-        self._stopping = False
+        self._stop = Stop(self._warn)
         self._cut_short = False
         self._finished = False
         self._checkpointed: tuple[int, int | None] | None = None
         self._resumable_in_epoch = False
         self._unfinished: Checkpoint | None = None
+        self._sharded_names: set[str] = set()
+        self._gathering = Gathering("random-states")
         randomness.reseed(self.seed, 0, 0)  # the same for all ranks: they begin with equal weights
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked. `epochs` and `batches` then end by themselves; other loops should look here."""
-        return self._stopping
+        """Whether to stop here. `epochs` and `batches` then end by themselves; other loops should look here.
+
+        With several ranks it turns true in all of them at the same look, so all should look, equally often.
+        """
+        return self._stop.look()
 
     @property
     def cut_short(self) -> bool:
@@ -79,29 +88,35 @@ class Run:
         self._state.add(objects)
 
     def resume(self) -> bool:
-        """Loads the newest readable checkpoint into the objects given to `state`; False if there is none."""
-        contents = self.load()
-        if contents is None:
-            return False
-        self._state.fill_from(contents)
-        return True
+        """Loads the newest readable checkpoint into the objects given to `state`; False if there is none.
+
+        Several ranks all call it. Raises UnreadableCheckpoint when damage shows only after a part was loaded, and
+        no older checkpoint is there to load instead.
+        """
+        from epochcast.resuming import filling
+
+        return self._load_newest(filling(self._state)) is not None
 
     def load(self) -> dict[str, Any] | None:
-        """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it."""
-        from epochcast.checkpoints import UnreadableCheckpoint, read
+        """What the newest readable checkpoint holds, tensors on the CPU; `epochs` then goes on after it.
 
-        unreadable: list[str] = []
-        for file in self._job.checkpoints:
-            try:
-                found = read(file)
-            except UnreadableCheckpoint as error:
-                unreadable.append(short(f"{file.name}: {error}"))
-                self.log(f"Checkpoint {file.name} can't be read ({error}); trying the one before it", "WARNING")
-                continue
-            self._continue_after(found)
-            self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
-            return found.contents
-        return None
+        Of one that several ranks wrote in parts: put together, in each rank that calls this.
+        """
+        from epochcast.resuming import whole_contents
+
+        return self._load_newest(whole_contents)
+
+    def _load_newest(self, use: "Use") -> dict[str, Any] | None:
+        from epochcast.resuming import load_newest
+
+        newest = load_newest(self._job.checkpoints, self.rank, use, self._warn)
+        if newest is None:
+            return None
+        self._continue_after(newest.checkpoint)
+        if self.rank == 0:
+            found = newest.checkpoint
+            self._send("resumed", epoch=found.epoch, step=found.step, unreadable=newest.unreadable[:5])
+        return newest.contents
 
     def epochs(self) -> Iterator[int]:
         """The epochs to train, up to `total_epochs`: from 1, or after the checkpoint that `resume` or `load` loaded.
@@ -111,16 +126,17 @@ class Run:
         """
         first = self.epoch + (self._unfinished is None)
         # From here on the supervisor knows when an epoch's reports are complete, and how long epochs take.
-        self._send("epoch", epoch=first - 1)
+        self._tell_epoch(first - 1)
+        self._stop.look(after_epoch=first - 1)
         for epoch in range(first, self.total_epochs + 1):
-            if self._stopping:
+            if self._stop.is_reached:
                 return
             self.epoch, self.broke_off_at, self._cut_short = epoch, None, False
             randomness.reseed(self.seed, epoch, self.rank)
             yield epoch
             if not self._cut_short:
-                self._send("epoch", epoch=epoch)
-            if self._stopping and self._state and self._checkpointed != (epoch, None):
+                self._tell_epoch(epoch)
+            if self._stop.look(after_epoch=epoch) and self._state and self._checkpointed != (epoch, None):
                 self.checkpoint()
         self._finished = not self._cut_short
 
@@ -136,7 +152,7 @@ class Run:
         batch_count = operator.length_hint(loader, -1)
         done = self._skip_done(iterator)
         try:
-            while not self._stopping or done == batch_count:
+            while not self._stop.look() or done == batch_count:
                 self.step = done + 1
                 try:
                     batch = next(iterator)
@@ -181,12 +197,21 @@ class Run:
     def checkpoint(self, **contents: Any) -> None:
         """Keeps the objects given to `state`, or `contents` for `load`, so that the job can go on from here.
 
-        On disk when this returns. Other ranks than 0 write nothing. Raises Disconnected, OSError (disk full), and
-        TypeError for contents that couldn't be read back.
+        On disk when this returns. Of several ranks rank 0 writes; inside an epoch all should call it, because the
+        random states of each belong to it. Where a rank holds only a part (FSDP, DTensor), all must call it, and each
+        writes its own part. Raises Disconnected, OSError (disk full), and TypeError for contents that
+        couldn't be read back.
         """
-        if self.rank != 0 or self._cut_short:
+        if self._cut_short:
             return
-        self._write_checkpoint(plain(contents) if contents else self._state.contents())
+        held = contents or self._state.objects
+        if is_sharded(held):
+            self._write_shards(held)
+        else:
+            states = None if self.step is None else self._random_states()
+            if self.rank == 0:
+                self._write_checkpoint(plain(contents) if contents else self._state.contents(), states)
+        self._checkpointed = (self.epoch, self.step)
         self._resumable_in_epoch |= self.step is not None and not contents
 
     def save_model(
@@ -198,16 +223,22 @@ class Run:
     ) -> None:
         """Keeps the trained weights as safetensors, with `metrics` for the registry and as final metrics.
 
+        Rank 0 writes; where each rank holds only a part (FSDP), all must call it, and rank 0 gathers the whole.
+
         `config`: JSON values from which the model can be built again; they stand in the file's metadata.
         """
-        from epochcast.checkpoints import write_model
+        from epochcast import sharded
+        from epochcast.checkpoints import write_model, write_weights
 
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"model name {name!r} is not a plain file name, such as model.safetensors")
         values, non_finite = finite(metrics or {})
+        weights = sharded.full_state(model) if is_sharded({"model": model}) else None
         if self.rank == 0:
             about = {"recipe": self._job.recipe, "params": self.params, "seed": self.seed, "epoch": self.epoch}
-            written = write_model(self._job.out_dir / name, model, {**about, "config": dict(config or {})})
+            about["config"] = dict(config or {})
+            file = self._job.out_dir / name
+            written = write_model(file, model, about) if weights is None else write_weights(file, weights, about)
             self._send_file("model", written, metrics=values, non_finite=non_finite)
 
     def log(self, message: object, level: Level = "INFO") -> None:
@@ -233,7 +264,7 @@ class Run:
         if os.getpid() != self.pid:  # a forked helper of the script, such as a Pool's, is meant to die of SIGTERM
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        self._stopping = True
+        self._stop.ask()
 
     def _continue_after(self, found: "Checkpoint") -> None:
         self.epoch = found.epoch
@@ -248,29 +279,61 @@ class Run:
         if unfinished is None or unfinished.step is None:
             return 0
         done = sum(1 for _ in islice(iterator, unfinished.step))
-        if unfinished.random_states is not None:
-            randomness.restore(unfinished.random_states)
+        own = (unfinished.random_states or {}).get(self.rank)
+        if own is not None:
+            randomness.restore(own)
         return done
 
     def _cut_epoch_short(self, done: int) -> None:
-        if self._resumable_in_epoch and self._state and self.rank == 0:
+        if self._resumable_in_epoch and self._state:
             self.step = done
             if done and self._checkpointed != (self.epoch, done):
                 self.checkpoint()
         self._cut_short = True
-        self.log(f"Stopping in epoch {self.epoch} after {done} batches: this epoch is not reported")
+        if self.rank == 0:
+            self.log(f"Stopping in epoch {self.epoch} after {done} batches: this epoch is not reported")
 
-    def _write_checkpoint(self, contents: dict[str, Any]) -> None:
+    def _random_states(self) -> dict[int, dict[str, Any]]:
+        """Those of all ranks, in rank 0."""
+        was_complete = not self._gathering.is_incomplete
+        found = self._gathering.gather(f"{self.epoch}/{self.step}", randomness.packed(randomness.states()))
+        if was_complete and self._gathering.is_incomplete:
+            self._warn(
+                "Only rank 0 called checkpoint() inside an epoch: resumed there, other ranks draw other random "
+                "numbers than before; call it in all ranks"
+            )
+        return {rank: randomness.unpacked(content) for rank, content in found.items()}
+
+    def _write_checkpoint(self, contents: dict[str, Any], states: dict[int, dict[str, Any]] | None) -> None:
         from epochcast.checkpoints import Checkpoint, write
 
-        states = None if self.step is None else randomness.states()
         written = write(self._job.out_dir, Checkpoint(contents, self.epoch, self.step, states))
-        self._checkpointed = (self.epoch, self.step)
         self._send_file("checkpoint", written, epoch=self.epoch, step=self.step)
         self._job.prune()
 
+    def _write_shards(self, objects: Mapping[str, Any]) -> None:
+        from epochcast import sharded
+        from epochcast.checkpoints import Checkpoint
+
+        states = None if self.step is None else {self.rank: randomness.states()}
+        checkpoint = Checkpoint({}, self.epoch, self.step, states)
+        name, files = sharded.write(self._job.out_dir, objects, checkpoint, self._sharded_names)
+        self._sharded_names.add(name)
+        told = [{"file": one.file.name, "bytes": one.size_bytes, "sha256": one.sha256} for one in files]
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        self._send("shard", world=world, checkpoint=name, epoch=self.epoch, step=self.step, files=told)
+        if self.rank == 0:
+            self._job.prune()
+
     def _send_file(self, kind: str, written: "Written", **fields: Any) -> None:
         self._send(kind, file=written.file.name, bytes=written.size_bytes, sha256=written.sha256, **fields)
+
+    def _warn(self, message: str) -> None:
+        self.log(message, "WARNING")
+
+    def _tell_epoch(self, epoch: int) -> None:
+        if self.rank == 0:
+            self._send("epoch", epoch=epoch)
 
     def _send(self, kind: str, **fields: Any) -> None:
         self._outlet.send({"type": kind, "rank": self.rank, **fields})

@@ -1,6 +1,6 @@
 """What a checkpoint of a run holds: the objects given to `run.state`, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -23,19 +23,24 @@ class State:
                 )
         self._objects.update(objects)
 
+    @property
+    def objects(self) -> Mapping[str, Any]:
+        return self._objects
+
     def contents(self) -> dict[str, Any]:
         if not self._objects:
             raise ValueError("nothing to checkpoint: name it with run.state(model=model, …) or run.checkpoint(model=…)")
         return plain(self._objects)
 
-    def fill_from(self, contents: Mapping[str, Any]) -> None:
-        """Raises ValueError when the checkpoint was made with other names."""
-        if missing := [name for name in self._objects if name not in contents]:
+    def fill_from(self, contents: Mapping[str, Any], filled: Collection[str] = ()) -> None:
+        """`filled`: names whose objects have theirs already. Raises ValueError when the checkpoint has other names."""
+        objects = {name: value for name, value in self._objects.items() if name not in filled}
+        if missing := [name for name in objects if name not in contents]:
             raise ValueError(
                 f"the checkpoint holds {', '.join(contents)}, but not {', '.join(missing)}; "
                 "give run.state the objects it was made with, or restart the job from scratch"
             )
-        for name, value in self._objects.items():
+        for name, value in objects.items():
             match value:
                 case dict():
                     value.clear()

@@ -49,6 +49,15 @@ class ArtifactStore:
                 file.write(block)
         partial.rename(path)
 
+    def size(self, key: str) -> int:
+        """In bytes. Raises FileMissing, ArtifactsUnavailable."""
+        try:
+            return int(obstore.head(self._store, key)["size"])
+        except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
+            raise FileMissing(f"{key} is not in the artifact store") from error
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise ArtifactsUnavailable(f"reading {key} failed: {_first_line(error)}") from error
+
     def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes from `start` to before `end` (None: all), in blocks. Raises FileMissing, ArtifactsUnavailable."""
         try:

@@ -45,6 +45,13 @@ class Attempt:
         saved = reversed(self.said("checkpoint"))
         return [{"file": str(self.out / one["file"]), "epoch": one["epoch"], "step": one["step"]} for one in saved]
 
+    def sharded_checkpoints(self) -> list[dict[str, Any]]:
+        """The same of those that all ranks have written in parts."""
+        parts = [one for one in reversed(self.said("shard")) if one["rank"] == 0]
+        return [
+            {"file": str(self.out / one["checkpoint"]), "epoch": one["epoch"], "step": one["step"]} for one in parts
+        ]
+
     def start(self, *arguments: str, checkout: Path = CHECKOUT, **environment: str) -> subprocess.Popen[str]:
         """`python …` in the attempt's folder, with the environment that a supervisor gives a trainer."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

@@ -27,9 +27,12 @@ from worker.outcome import STORE_PAUSE_S, Cut, Ending, Finish, Outcome, Requeue,
 from worker.recording import Recorder, Uploader
 from worker.reports import SavedFile
 from worker.requests import Requests
+from worker.shard_upload import ShardUploader
+from worker.shards import ShardSets
 from worker.shipping import Shipper
 from worker.site import AttemptFailed, Site
 from worker.supervisor import Supervisor
+from worker.workspace import checkpoints_folder
 
 logger = structlog.get_logger(__name__)
 
@@ -91,16 +94,24 @@ class Attempt:
         closing.callback(self._shipper.stop)
         self._state = JobState(job)
         self._narrator = Narrator(self._state, self._journal, self._shipper, self._recorder)
-        folder = f"jobs/{job.job_id}/checkpoints/{job.generation:06d}"
+        folder = checkpoints_folder(job)
         self._uploader = Uploader(store, self._recorder, self._requests, folder, settings.upload_s)
         closing.callback(self._uploader.stop)
+        self._shard_sets = ShardSets(store, folder, self._recorder.commit, retry_s=settings.upload_s)
+        closing.callback(self._shard_sets.end)
+        self._shards = ShardUploader(
+            store, self._requests, folder, settings.upload_s, self._shard_sets.add, self._shard_sets.is_wanted
+        )
+        closing.callback(self._shards.stop)
         self._lease = LeaseKeeper(
             self._new_record(self._connections.lease_database), settings, self._requests, self._tree.renew
         )
         closing.callback(self._lease.stop)
         self._gang: Gang | None = None
         if claimed.membership is not None:
-            self._gang = Gang(self._connections, claimed, self._record, self._narrator, self._requests)
+            self._gang = Gang(
+                self._connections, claimed, self._record, self._narrator, self._requests, self._shards.add_stored
+            )
             closing.callback(self._gang.stop)
         self._finisher = Finisher(
             settings,
@@ -135,7 +146,7 @@ class Attempt:
     def run(self) -> None:
         """Raises LeaseLost, DatabaseUnavailable, OSError (this host can't go on)."""
         # The lease first: preparing may take longer than the licence.
-        for thread in (self._lease, self._shipper, self._recorder, self._uploader):
+        for thread in (self._lease, self._shipper, self._recorder, self._uploader, self._shards):
             thread.start()
         if self._gang is not None:
             self._gang.start()
@@ -164,6 +175,7 @@ class Attempt:
             self._site.socket,
             self._narrator,
             self._uploader,
+            self._shards,
             self._requests,
             self._hear_nudge,
             on_cut=self._gang.on_cut if self._gang is not None else None,
@@ -189,6 +201,7 @@ class Attempt:
         if ending.cut is Cut.LEASE_LOST:
             raise LeaseLost(f"job {self._claim.job.job_id}")
         self._uploader.finish()
+        self._shards.finish()
         self._recorder.stop()
         self._recorder.flush(FLUSH_S)
         if self._record.heartbeat(self._settings.lease_s).stop_requested:

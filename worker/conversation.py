@@ -19,8 +19,10 @@ from worker.reports import (
     Report,
     Resumed,
     SavedFile,
+    ShardSaved,
     Unreadable,
 )
+from worker.shard_upload import LocalShard, ShardUploader
 
 # Reports of one epoch from a script without run.epochs() belong together when they come within this time.
 MERGE_S = 0.1
@@ -35,6 +37,7 @@ class Conversation:
         out: Path,
         narrator: Voice,
         uploader: Uploads,
+        shards: ShardUploader,
         end: Callable[[Cut, JobError | None], None],
     ) -> None:
         """`out`: the attempt's output folder, where files that the trainer names must lie."""
@@ -42,6 +45,7 @@ class Conversation:
         self._out = out
         self._narrator = narrator
         self._uploader = uploader
+        self._shards = shards
         self._end = end
         self._tells_epochs = False
         self.merge_at: float | None = None
@@ -67,6 +71,10 @@ class Conversation:
             case Checkpointed(saved=saved):
                 self._narrator.close_epoch()
                 self._take_checkpoint(saved)
+            case ShardSaved():
+                if message.rank == 0:
+                    self._narrator.close_epoch()
+                self._take_shard(message)
             case ModelSaved(saved=saved):
                 self._narrator.close_epoch()
                 if self._is_there(saved, "model"):
@@ -105,6 +113,17 @@ class Conversation:
         if self._is_there(saved, "checkpoint") and path is not None:
             loss = judged_loss(self._narrator.state.job.metrics)
             self._uploader.add(LocalCheckpoint(path, saved.epoch, saved.step, saved.sha256, saved.bytes, loss))
+
+    def _take_shard(self, saved: ShardSaved) -> None:
+        paths = saved.paths(self._out)
+        if paths is None:
+            line = f"part of checkpoint {saved.checkpoint!r} is not in the attempt's output folder; it was not kept"
+            self._narrator.log("WARNING", line)
+            return
+        files = tuple((path, file.bytes, file.sha256) for path, file in zip(paths, saved.files, strict=True))
+        loss = judged_loss(self._narrator.state.job.metrics)
+        folder = self._out / saved.checkpoint
+        self._shards.add(LocalShard(folder, saved.world, saved.rank, saved.epoch, saved.step, files, loss))
 
     def _is_there(self, saved: SavedFile, kind: str) -> bool:
         if saved.path(self._out) is not None:

@@ -20,6 +20,7 @@ from shared.member_record import MemberRecord
 from worker.lines import Level
 from worker.outcome import Cut
 from worker.requests import Requests
+from worker.shards import StoredShard, to_json
 
 logger = structlog.get_logger(__name__)
 
@@ -63,6 +64,10 @@ class Courier:
     def file(self, file: StoredFile) -> None:
         """A file of this host that is in the artifact store by now, for member 0 to enter."""
         self._files.append(orjson.dumps({"type": "file", "file": asdict(file)}))
+
+    def shard(self, shard: StoredShard) -> None:
+        """A part of a sharded checkpoint that is in the artifact store by now, for member 0 to collect."""
+        self._files.append(orjson.dumps({"type": "shard", "shard": to_json(shard)}))
 
     def drain(self) -> None:
         """This host's worker shuts down: member 0 hears of it at once."""

@@ -20,6 +20,7 @@ from worker.gang_ending import Combined, combine
 from worker.narrator import Narrator
 from worker.outcome import Cut, Ending
 from worker.requests import Requests
+from worker.shards import StoredShard, from_json
 
 logger = structlog.get_logger(__name__)
 
@@ -42,7 +43,9 @@ class Gang:
         record: AttemptRecord,
         narrator: Narrator,
         requests: Requests,
+        take_shard: Callable[[StoredShard], None],
     ) -> None:
+        """`take_shard` is given what other hosts have stored of sharded checkpoints."""
         self._connections = connections
         self._job_id = claimed.job.job_id
         self._others = [host.name for host in claimed.job.hosts[1:]]
@@ -50,6 +53,7 @@ class Gang:
         self._record = record
         self._narrator = narrator
         self._requests = requests
+        self._take_shard = take_shard
         self._taken: dict[int, int] = {}
         self._waiting: deque[dict[str, Any]] = deque()
         self._states: list[MemberState] = []
@@ -162,6 +166,8 @@ class Gang:
         for one in said:
             messages = read_row(one.payload)
             for message in messages:
+                if message["type"] == "shard":  # once more after an outage: a part that is known is passed over
+                    self._take_shard(from_json(message["shard"]))
                 if message["type"] == "file":  # once more after an outage: it is entered by its key
                     self._record.add_artifact(StoredFile(**message["file"]))
             self._waiting.extend(messages)

@@ -26,8 +26,10 @@ from worker.raw_logs import stored_logs
 from worker.recording import LocalCheckpoint
 from worker.reports import Report
 from worker.requests import Requests
+from worker.shard_upload import ShardUploader
 from worker.site import AttemptFailed, Site
 from worker.supervisor import Supervisor
+from worker.workspace import checkpoints_folder
 
 logger = structlog.get_logger(__name__)
 
@@ -111,6 +113,16 @@ class Member:
         # Which epoch it is only member 0 knows.
         state = JobState(claimed.job.model_copy(update={"current_epoch": 0}))
         self._voice = MemberVoice(state, self._courier)
+        # Which checkpoint a newer one has overtaken only member 0 knows.
+        self._shards = ShardUploader(
+            self._connections.store,
+            self._requests,
+            checkpoints_folder(claimed.job),
+            settings.upload_s,
+            self._courier.shard,
+            lambda _: True,
+        )
+        closing.callback(self._shards.stop)
         self._lease = LeaseKeeper(
             _record_of(self._connections.lease_database, claimed), settings, self._requests, self._site.tree.renew
         )
@@ -133,6 +145,7 @@ class Member:
         """Raises LeaseLost, DatabaseUnavailable, OSError (this host can't go on)."""
         self._lease.start()
         self._courier.start()
+        self._shards.start()
         ending, failed_at = self._supervise()
         self._end(ending, failed_at)
 
@@ -152,6 +165,7 @@ class Member:
             self._site.socket,
             self._voice,
             NoUploads(self._voice.log),
+            self._shards,
             self._requests,
             self._lease.wake,
             on_cut=self._on_cut,
@@ -168,6 +182,8 @@ class Member:
 
     def _end(self, ending: Ending, failed_at: float) -> None:
         """Everything this host has to say, and only then its end: member 0 waits for that."""
+        if ending.cut is not Cut.LEASE_LOST:
+            self._shards.finish()
         self._courier.stop()
         outcome, error = how_it_ended(ending)
         if ending.cut is not Cut.LEASE_LOST:

@@ -15,6 +15,7 @@ from shared.artifacts import ArtifactStore, ArtifactsUnavailable
 from shared.attempt import AttemptRecord, LeaseLost, MetricPoint, ProgressState, StoredFile
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
+from shared.manifest import DamagedManifest, delete_artifact
 from worker.journal import Journal
 from worker.outcome import Cut
 from worker.requests import Requests
@@ -155,8 +156,8 @@ class Recorder:
     def _drop(self, key: str) -> None:
         """Retention: a file that can't be deleted now costs space, not correctness."""
         try:
-            self._store.delete(key)
-        except ArtifactsUnavailable as error:
+            delete_artifact(self._store, key)
+        except (ArtifactsUnavailable, DamagedManifest) as error:
             logger.warning("an old checkpoint could not be deleted", key=key, error=str(error))
 
 

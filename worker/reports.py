@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from epochcast.jobs import JobError, Metrics
+from shared.manifest import NAME, FileName
 from worker.attempt_socket import inside
 from worker.lines import Level
 
@@ -45,6 +46,41 @@ class SavedFile(_Packet):
 
     def path(self, folder: Path) -> Path | None:
         return inside(folder, self.file)
+
+
+class ShardFile(BaseModel):
+    file: FileName
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ShardSaved(_Packet):
+    """One rank's part of a checkpoint: files in a folder of the attempt's output folder."""
+
+    rank: int = Field(ge=0)
+    world: int = Field(ge=1, le=65_536)
+    checkpoint: FileName
+    epoch: int | None = Field(default=None, ge=0, le=2**53)
+    step: int | None = Field(default=None, ge=0, le=2**53)
+    files: list[ShardFile] = Field(max_length=256)
+
+    @model_validator(mode="after")
+    def _of_its_own(self) -> Self:
+        if self.rank >= self.world:
+            raise ValueError(f"rank {self.rank} is not one of {self.world}")
+        names = [file.file for file in self.files]
+        if len(set(names)) < len(names) or NAME in names:
+            raise ValueError(f"files must have different names, and none is {NAME}")
+        return self
+
+    def paths(self, out: Path) -> list[Path] | None:
+        """The files; None when one isn't a regular file directly inside the folder, or the folder is none."""
+        folder = out / self.checkpoint
+        if folder.is_symlink() or not folder.is_dir():
+            return None
+        paths = [inside(folder, file.file) for file in self.files]
+        found = [path for path in paths if path is not None]
+        return found if len(found) == len(paths) else None
 
 
 class LogLine(_Packet):
@@ -92,7 +128,7 @@ class Unreadable:
     why: str
 
 
-Message = Report | Checkpointed | ModelSaved | LogLine | Resumed | EpochEnded | Failure | Unreadable
+Message = Report | Checkpointed | ShardSaved | ModelSaved | LogLine | Resumed | EpochEnded | Failure | Unreadable
 
 
 def read(packet: dict[str, Any]) -> Message:
@@ -105,6 +141,8 @@ def read(packet: dict[str, Any]) -> Message:
                 return Checkpointed(SavedFile.model_validate(packet))
             case "model":
                 return ModelSaved(SavedFile.model_validate(packet))
+            case "shard":
+                return ShardSaved.model_validate(packet)
             case "log":
                 return LogLine.model_validate(packet)
             case "resumed":

@@ -26,6 +26,7 @@ from worker.process_tree import boottime_s
 from worker.recording import Uploads
 from worker.reports import SavedFile, read
 from worker.requests import Requests
+from worker.shard_upload import ShardUploader
 from worker.tree import Tree
 from worker.workspace import Workspace
 
@@ -52,6 +53,7 @@ class Supervisor:
         attempt_socket: AttemptSocket,
         narrator: Voice,
         uploader: Uploads,
+        shards: ShardUploader,
         requests: Requests,
         wake_lease: Callable[[], None],
         *,
@@ -76,7 +78,7 @@ class Supervisor:
             for descriptor in ends
         }
         self._connections: set[socket.socket] = set()
-        self._conversation = Conversation(spec, workspace.out, narrator, uploader, self._end)
+        self._conversation = Conversation(spec, workspace.out, narrator, uploader, shards, self._end)
         self._on_cut = on_cut
         self._hear = hear
         self._awaits_reports = awaits_reports

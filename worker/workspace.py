@@ -11,7 +11,8 @@ from pathlib import Path
 
 from epochcast.jobs import TrainingJob
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable, FileMissing, sha256_of
-from shared.claims import Claim
+from shared.claims import Checkpoint, Claim
+from shared.manifest import DamagedManifest, is_manifest, read_manifest
 from shared.settings import Settings
 from worker.ranks import Ranks
 
@@ -79,6 +80,11 @@ def make_workspace(settings: Settings, claim: Claim) -> Workspace:
     return workspace
 
 
+def checkpoints_folder(job: TrainingJob) -> str:
+    """The key prefix under which this generation's checkpoints are stored, from whatever host."""
+    return f"jobs/{job.job_id}/checkpoints/{job.generation:06d}"
+
+
 def fetch_checkpoints(
     workspace: Workspace, claim: Claim, store: ArtifactStore
 ) -> tuple[list[dict[str, object]], list[str]]:
@@ -91,20 +97,48 @@ def fetch_checkpoints(
     found: list[dict[str, object]] = []
     complaints = []
     for checkpoint in claim.checkpoints:
-        path = workspace.root / "resume" / checkpoint.key.rsplit("/", 1)[-1]
+        # Two generations may have given theirs the same name.
+        folder = workspace.root / "resume" / str(checkpoint.artifact_id)
+        folder.mkdir(parents=True)
         try:
-            fetch(store, checkpoint.key, path)
-        except FileMissing as error:
-            complaints.append(f"checkpoint of epoch {checkpoint.epoch} is missing: {error}")
-            continue
-        if sha256_of(path) != checkpoint.sha256:
-            complaints.append(f"checkpoint of epoch {checkpoint.epoch} is damaged: its SHA-256 differs")
-            path.unlink()
+            path = _fetch_whole(store, checkpoint, folder)
+        except (FileMissing, DamagedCheckpoint, DamagedManifest) as error:
+            how = "missing" if isinstance(error, FileMissing) else "damaged"
+            complaints.append(f"checkpoint of epoch {checkpoint.epoch} is {how}: {error}")
+            shutil.rmtree(folder)
             continue
         found.append({"file": str(path), "epoch": checkpoint.epoch, "step": checkpoint.step})
         if len(found) == 2:
             break
     return found, complaints
+
+
+class DamagedCheckpoint(Exception):
+    """Raised when a file of a checkpoint is not what was stored."""
+
+
+def _fetch_whole(store: ArtifactStore, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Brings a checkpoint into `folder`: its one file or, of a sharded one, a folder with all ranks' files.
+
+    Raises FileMissing, DamagedCheckpoint, DamagedManifest, ArtifactsUnavailable.
+    """
+    *_, parent, name = checkpoint.key.split("/")
+    path = folder / name
+    _fetch_verified(store, checkpoint.key, path, checkpoint.sha256)
+    if not is_manifest(checkpoint.key):
+        return path
+    manifest = read_manifest(path.read_bytes(), checkpoint.key)
+    parts = folder / parent
+    parts.mkdir()
+    for file in manifest.files:
+        _fetch_verified(store, file.key, parts / file.name, file.sha256)
+    return parts
+
+
+def _fetch_verified(store: ArtifactStore, key: str, path: Path, sha256: str) -> None:
+    fetch(store, key, path)
+    if sha256_of(path) != sha256:
+        raise DamagedCheckpoint(f"the SHA-256 of {path.name} differs")
 
 
 def fetch(store: ArtifactStore, key: str, path: Path) -> None:

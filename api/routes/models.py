@@ -10,6 +10,7 @@ from api.files import file_response
 from api.gateway import Here
 from api.routes.parameters import ArtifactId, Cursor, JobId, Limit, ModelId
 from epochcast.jobs import utc_seconds
+from shared.manifest import is_manifest
 from shared.rows import moment
 
 router = APIRouter(tags=["models and artifacts"])
@@ -70,5 +71,8 @@ async def artifact_file(
 ) -> Response:
     await gateway.check_owner(job_id, identity)
     file = await gateway.record(gateway.queries.artifact, job_id, artifact_id)
-    filename = f"job-{job_id}-{file.kind}-{artifact_id}.{_SUFFIX[file.kind]}"
-    return await file_response(request, gateway, key=file.key, size=file.bytes, sha256=file.sha256, filename=filename)
+    suffix, size = _SUFFIX[file.kind], file.bytes
+    if is_manifest(file.key):  # `bytes` counts all the files that it names
+        suffix, size = "json", await gateway.in_thread(gateway.artifacts.size, file.key)
+    filename = f"job-{job_id}-{file.kind}-{artifact_id}.{suffix}"
+    return await file_response(request, gateway, key=file.key, size=size, sha256=file.sha256, filename=filename)

@@ -110,6 +110,23 @@ def test_artifacts_are_listed_and_downloaded(alice: httpx2.Client, model: int) -
     problem(alice.get(f"{path}/{artifact['artifact_id'] + 1}/file"), 404, "not_found")
 
 
+def test_file_of_a_sharded_checkpoint_is_its_manifest(alice: httpx2.Client, served: Served, database: Database) -> None:
+    served.app.state.gateway.dispatcher.stop()
+    training = Training(database, served.settings.events_redis_url).start()
+    manifest = b'{"world":2,"epoch":1,"step":null,"files":[]}'
+    key = f"jobs/{training.job_id}/checkpoints/000002/ckpt-000001/manifest.json"
+    ArtifactStore(served.settings.artifacts_url).write(key, manifest)
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    training.record.commit_checkpoint(StoredFile("checkpoint", key, 10**6, sha256, epoch=1))
+    training.close()
+    path = f"/api/v1/training-jobs/{training.job_id}/artifacts"
+    (artifact,) = alice.get(path).json()["items"]
+    assert artifact["bytes"] == 10**6
+    response = alice.get(f"{path}/{artifact['artifact_id']}/file")
+    assert (response.status_code, response.content) == (200, manifest)
+    assert response.headers["content-disposition"].endswith('.json"')
+
+
 def test_a_file_that_the_store_lost_is_a_503_and_not_half_an_answer(
     served: Served, alice: httpx2.Client, model: int
 ) -> None:
