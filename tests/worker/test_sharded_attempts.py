@@ -1,6 +1,5 @@
 """A job of two FSDP ranks through real supervisors: parts to the store, a damaged one passed over, old ones deleted."""
 
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,22 +9,8 @@ from shared.artifacts import ArtifactStore
 from shared.manifest import is_manifest, read_manifest
 from tests.waiting import wait_until
 from tests.worker.host import Host
+from tests.worker.pair import Pair
 
-# What the launcher will do: starts the ranks with torchrun's variables and passes SIGTERM on to each.
-LAUNCHER = """
-import os, signal, socket, subprocess, sys
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = str(probe.getsockname()[1])
-shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-          "GLOO_SOCKET_IFNAME": "lo"}
-ranks = []
-signal.signal(signal.SIGTERM, lambda *_: [rank.terminate() for rank in ranks])
-for rank in range(2):
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    ranks.append(subprocess.Popen([sys.executable, "-c", RANK], env={**os.environ, **shared, **own}))
-sys.exit(max(rank.wait() for rank in ranks))
-"""
 RANK = """
 import time
 import torch
@@ -55,7 +40,7 @@ dist.destroy_process_group()
 
 
 def script(pause_s: float) -> str:
-    return f"RANK = {textwrap.dedent(RANK).replace('PAUSE_S', str(pause_s))!r}\n" + LAUNCHER
+    return RANK.replace("PAUSE_S", str(pause_s))
 
 
 def committed(host: Host, job_id: int) -> list[dict[str, object]]:
@@ -66,7 +51,7 @@ def test_sharded_job_is_stopped_and_resumes_past_a_damaged_part(make_host: Calla
     host = make_host()
     folder = Path(urlsplit(host.settings.artifacts_url).path)
     store = ArtifactStore(host.settings.artifacts_url)
-    job_id = host.submit(total_epochs=200)
+    job_id = host.submit(total_epochs=200, procs_per_node=2)
     supervisor = host.attempt(job_id, script(0.05))
     wait_until(lambda: len(committed(host, job_id)) == 2, f"two checkpoints\n{host.output}", timeout_s=60)
     host.store.request_stop(job_id)
@@ -108,7 +93,32 @@ def test_sharded_job_is_stopped_and_resumes_past_a_damaged_part(make_host: Calla
 
 def test_sharded_job_succeeds_with_one_whole_model(make_host: Callable[..., Host]) -> None:
     host = make_host()
-    job = host.run(script(0), total_epochs=3)
+    job = host.run(script(0), total_epochs=3, procs_per_node=2)
     assert job.status == Status.SUCCEEDED, host.output
     assert job.model_id is not None
     assert [message for message in host.logs(job.job_id) if "resumed" in message or "WARNING" in message] == []
+
+
+def test_parts_of_one_checkpoint_come_from_both_hosts(make_host: Callable[..., Host], tmp_path: Path) -> None:
+    pair = Pair(make_host, tmp_path)
+    job_id = pair.submit(total_epochs=200)
+    supervisors = pair.start(job_id, script(0.05))
+    wait_until(lambda: committed(pair.first, job_id), f"a checkpoint\n{pair.output}", timeout_s=90)
+    pair.store.request_stop(job_id)
+    pair.wait_ended(supervisors)
+    assert pair.store.get(job_id).status == Status.STOPPED
+    newest = committed(pair.first, job_id)[-1]
+    store = ArtifactStore(pair.first.settings.artifacts_url)
+    manifest = read_manifest(b"".join(store.stream(str(newest["key"]))), str(newest["key"]))
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} <= {file.name for file in manifest.files}
+    pair.store.restart(job_id)
+    supervisors = pair.start(job_id, script(0.05))
+    pair.wait_logged(job_id, f"resumed after epoch {newest['epoch']}")
+    before = int(str(newest["id"]))
+    wait_until(
+        lambda: any(int(str(row["id"])) > before for row in committed(pair.first, job_id)),
+        f"a checkpoint of the second attempt\n{pair.output}",
+        timeout_s=90,
+    )
+    pair.store.request_stop(job_id)
+    pair.wait_ended(supervisors)
