@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from shared.micro_batch import MicroBatch
 
+BATCH_SIZE = "Rows of one optimizer step, of all ranks together; at least one for each rank"
+
 
 class UnknownRecipe(KeyError):
     """Raised when no recipe has this name; the message lists those there are."""
@@ -31,18 +33,20 @@ class _Hyperparameters(BaseModel):
 
 
 class _ClassifierHyperparameters(_Hyperparameters):
-    batch_size: int = Field(default=64, ge=1, le=1_048_576, description="Rows per optimizer step")
+    batch_size: int = Field(default=64, ge=1, le=1_048_576, description=BATCH_SIZE)
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=1_048_576,
-        description="Rows in memory at once, a divisor of batch_size; not given: batch_size / accumulation_steps",
+        description="Rows in memory at once, of all ranks together (each holds its share, rounded up); a divisor of "
+        "batch_size. Not given: batch_size / accumulation_steps",
     )
     accumulation_steps: int | None = Field(
         default=None,
         ge=1,
         le=1_048_576,
-        description="Micro-batches per optimizer step; not given: batch_size / micro_batch_size",
+        description="Micro-batches of one optimizer step, however many ranks there are; not given: batch_size / "
+        "micro_batch_size",
     )
     dropout: FiniteFloat = Field(
         default=0.1, ge=0, lt=1, description="Part of the last hidden layer dropped in training"
@@ -79,6 +83,17 @@ class ImageClassifier(_ClassifierHyperparameters):
     )
     model: Literal["cnn", "mlp"] = Field(default="cnn", description="Convolutional network, or fully connected one")
     width: int = Field(default=32, ge=1, le=4096, description="Channels of the first layer (mlp: hidden units / 8)")
+    shift: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description="In training, images are moved by up to so many pixels each way, anew in each epoch; smaller than "
+        "the image. Not given: 2 for fashion-mnist, else 0",
+    )
+    flip: bool | None = Field(
+        default=None,
+        description="In training, half of the images are mirrored, left for right. Not given: only fashion-mnist",
+    )
     compile: bool = Field(
         default=False, description="torch.compile on a GPU: half a minute at the start, for long runs; ignored on a CPU"
     )
@@ -108,7 +123,7 @@ class TabularClassifier(_ClassifierHyperparameters):
     target: str | None = Field(default=None, min_length=1, max_length=1024, description="csv: the column to predict")
     hidden: int = Field(default=64, ge=1, le=65_536, description="Units of each hidden layer")
     layers: int = Field(default=2, ge=0, le=64, description="Hidden layers; 0 is logistic regression")
-    batch_size: int = Field(default=32, ge=1, le=1_048_576, description="Rows per optimizer step")
+    batch_size: int = Field(default=32, ge=1, le=1_048_576, description=BATCH_SIZE)
 
     @model_validator(mode="after")
     def _path_and_target_with_csv(self) -> Self:
@@ -138,9 +153,14 @@ class LanguageModel(_Hyperparameters):
     width: int = Field(default=96, ge=2, le=65_536, description="Size of a byte's vector; heads x an even number")
     heads: int = Field(default=3, ge=1, le=1024, description="Attention heads of each block")
     context: int = Field(default=128, ge=2, le=1_048_576, description="Bytes that the model sees")
-    micro_batch_size: int = Field(default=8, ge=1, le=1_048_576, description="Texts in memory at once")
+    micro_batch_size: int = Field(
+        default=8,
+        ge=1,
+        le=1_048_576,
+        description="Texts in memory at once, of all ranks together; each rank holds its share, rounded up",
+    )
     accumulation_steps: int = Field(
-        default=1, ge=1, le=1_048_576, description="Micro-batches per optimizer step; gradients are averaged"
+        default=1, ge=1, le=1_048_576, description="Micro-batches of one optimizer step, however many ranks there are"
     )
     steps_per_epoch: int = Field(default=100, ge=1, le=10_000_000, description="Optimizer steps that make one epoch")
     dropout: FiniteFloat = Field(default=0.0, ge=0, lt=1, description="Part of each block's output dropped in training")

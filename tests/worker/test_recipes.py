@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from torch.nn import functional as F
 
 from shared import recipes
 from tests.listening import Attempt, finished, listening
@@ -172,6 +174,60 @@ def test_unusable_images_are_a_user_error_that_names_the_file(tmp_path: Path, ar
     hyperparameters = recipes.validate("image-classifier", {"dataset": "npz", "data_dir": str(data)})
     with pytest.raises(images.DataError, match=re.escape(message)):
         images.load_data(hyperparameters, 0)
+
+
+def test_moved_images_come_with_black_edges_and_mirrored_as_drawn() -> None:
+    x = torch.arange(1, 25, dtype=torch.uint8).reshape(2, 1, 3, 4)
+    framed = F.pad(x, [1] * 4)
+    moves = torch.tensor([[1, 1, 0], [2, 0, 0], [1, 1, 1], [0, 1, 1]])  # (1, 1) is where the image was
+    still, moved, mirrored, both = images.moved(framed, 1, torch.tensor([0, 1, 1, 0]), moves)[:, 0]
+    assert still.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    assert moved.tolist() == [[0, 17, 18, 19], [0, 21, 22, 23], [0, 0, 0, 0]]
+    assert mirrored.tolist() == [[16, 15, 14, 13], [20, 19, 18, 17], [24, 23, 22, 21]]
+    assert both.tolist() == [[0, 0, 0, 0], [4, 3, 2, 1], [8, 7, 6, 5]]
+
+
+def test_moves_are_drawn_from_all_there_are() -> None:
+    moves = images.draw_moves(np.random.default_rng(0), 500, 2, True)
+    assert [sorted(set(moves[:, column].tolist())) for column in range(3)] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1]]
+    assert not images.draw_moves(np.random.default_rng(0), 500, 0, False).any()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({"dataset": "digits"}, (0, False)),
+        ({"dataset": "fashion-mnist"}, (2, True)),
+        ({"dataset": "fashion-mnist", "shift": 0}, (0, True)),
+        ({"dataset": "fashion-mnist", "flip": False}, (2, False)),
+        ({"dataset": "npz", "data_dir": "/data", "shift": 3}, (3, False)),
+    ],
+)
+def test_what_is_moved_depends_on_the_data_unless_it_is_said(
+    chosen: dict[str, Any], expected: tuple[int, bool]
+) -> None:
+    assert images.augmentation(recipes.validate("image-classifier", chosen), (28, 28)) == expected
+
+
+def test_moves_out_of_sight_are_refused() -> None:
+    chosen = recipes.validate("image-classifier", {"shift": 8})
+    with pytest.raises(images.DataError, match="shift 8 moves images of 8x9 pixels out of sight; make it smaller"):
+        images.augmentation(chosen, (8, 9))
+
+
+def test_moved_images_are_learned_and_in_smaller_parts_the_losses_are_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    pictures, labels = stripes(300, 0)
+    np.savez(data / "all.npz", images=pictures, labels=labels)
+    chosen = {"dataset": "npz", "data_dir": str(data), "shift": 2, "model": "mlp", "width": 8, "dropout": 0.0}
+    still, _ = train(tmp_path / "still", "image-classifier", {**chosen, "shift": 0})
+    whole, _ = train(tmp_path / "whole", "image-classifier", chosen)
+    parts, _ = train(tmp_path / "parts", "image-classifier", {**chosen, "micro_batch_size": 16})
+    losses = [[report["metrics"]["train_loss"] for report in run.said("report")] for run in (still, whole, parts)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-2)
+    assert whole.said("report")[-1]["metrics"]["val_accuracy"] > 0.9
 
 
 # --- Tables

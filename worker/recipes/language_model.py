@@ -1,21 +1,24 @@
 """Trains a small GPT on the bytes of any text; by itself, on the sources of Python's standard library.
 
-An ordinary training script: `python language_model.py` runs it on a laptop with the parameters below; inside a job
-epochcast gives the parameters, keeps the checkpoints and shows the reports. Bytes need no tokenizer: there are 256.
+An ordinary training script: `python language_model.py` runs it on a laptop with the parameters below, and
+`torchrun --nproc-per-node 2 language_model.py` in two processes (ranks) that train one model together. Inside
+a job epochcast gives the parameters, keeps the checkpoints and shows the reports. Bytes need no tokenizer.
 """
 
 import math
 import os
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import epochcast
 
@@ -48,7 +51,7 @@ NOT_STANDARD = ("test", "tests", "idle_test", "encodings", "pydoc_data", "site-p
 
 
 class DataError(ValueError):
-    """Raised when the text can't be trained on; the message names the file or folder and the way out."""
+    """Raised when the text can't be trained on, or not by so many ranks; the message names the way out."""
 
 
 def main() -> None:
@@ -56,18 +59,22 @@ def main() -> None:
     p = run.params
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need on a GPU
     torch.use_deterministic_algorithms(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, rank, ranks = join_ranks()
     on_gpu = device.type == "cuda"
+    share_size = texts_at_once(p, ranks)
 
-    # The whole text stays on the device, one byte a byte.
+    # The whole text stays on the device, on each rank's, one byte a byte.
     train_text, val_text = (torch.from_numpy(text).to(device) for text in load_text(p, run.seed))  # (bytes,)
     val_windows = evenly_spaced(val_text, p["context"])  # (windows, context + 1), the same in every epoch
 
     model = GPT(p).to(device)
-    forward = torch.compile(model) if on_gpu and p["compile"] else model
-    run.log(f"{len(train_text):,} bytes to train on, {len(val_text):,} to validate; "
-            f"{sum(weight.numel() for weight in model.parameters()):,} weights, "
-            f"on {torch.cuda.get_device_name() if on_gpu else 'CPU'}")  # fmt: skip
+    forward, unsynced = over_ranks(model, val_windows[:1, :-1])
+    if on_gpu and p["compile"]:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    if rank == 0:
+        run.log(f"{len(train_text):,} bytes to train on, {len(val_text):,} to validate; "
+                f"{sum(weight.numel() for weight in model.parameters()):,} weights, {ranks} rank{'s' * (ranks > 1)} on "
+                f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}")  # fmt: skip
 
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     scales = [weight for weight in model.parameters() if weight.ndim < 2]  # of the norms: not pulled to zero
@@ -84,36 +91,72 @@ def main() -> None:
         model.train()
         began = time.perf_counter()
         loss_sum = torch.zeros((), device=device)
+        random = np.random.default_rng([run.seed, epoch])  # on all ranks the same, and on every kind of device
         for _ in run.batches(range(p["steps_per_epoch"])):
             optimizer.zero_grad()
-            # All of a step's texts are drawn at once: in however many parts they pass through, they are the same.
-            starts = torch.randint(len(train_text) - p["context"], (texts_per_step,)).to(device)
-            for part in torch.split(starts, p["micro_batch_size"]):
-                window = windows_at(train_text, part, p["context"])  # (micro-batch, context + 1)
-                with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-                    loss = next_byte_loss(forward(window[:, :-1]), window[:, 1:]).mean()
-                (loss / p["accumulation_steps"]).backward()
-                loss_sum += loss.detach()  # no .item(): it would wait for the device at every step
+            # All of a step's texts are drawn at once: in however many parts, over however many ranks they pass
+            # through, they are the same. A copy that blocks would wait for the device to end all that came before it.
+            starts = torch.from_numpy(random.integers(len(train_text) - p["context"], size=texts_per_step))
+            own = starts[rank::ranks].to(device, non_blocking=True)
+            parts = torch.split(own, share_size)  # their gradients add up to the mean over all texts
+            for part in parts:
+                window = windows_at(train_text, part, p["context"])  # (micro-batch / ranks, context + 1)
+                with nullcontext() if part is parts[-1] else unsynced():
+                    with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                        loss = next_byte_loss(forward(window[:, :-1]), window[:, 1:]).mean()
+                    (loss * (ranks * len(part) / texts_per_step)).backward()  # DDP divides by the ranks
+                loss_sum += loss.detach() * len(part)  # no .item(): it would wait for the device at every step
             nn.utils.clip_grad_norm_(model.parameters(), p["clip_norm"])
             optimizer.step()
             scheduler.step()
 
         if run.cut_short:  # the loss of half an epoch is nobody's
             break
-        train_loss = float(loss_sum) / (p["steps_per_epoch"] * p["accumulation_steps"])
-        trained_s = time.perf_counter() - began  # the float() above has waited for the device
-        val_loss = evaluate(model, val_windows, p["micro_batch_size"])
+        train_loss = over_all_ranks(loss_sum) / (p["steps_per_epoch"] * texts_per_step)
+        trained_s = time.perf_counter() - began  # over_all_ranks has waited for the device
+        val_loss = over_all_ranks(evaluate(model, val_windows[rank::ranks], share_size)) / val_windows[:, 1:].numel()
         metrics.update(train_loss=train_loss, val_loss=val_loss, val_bits_per_byte=val_loss / math.log(2))
-        run.report(epoch=epoch, **metrics, lr=scheduler.get_last_lr()[0])
-        run.log(f"Epoch {epoch}/{run.total_epochs} - Loss: {train_loss:.4f}")
-        run.log(f"{p['steps_per_epoch'] * texts_per_step * p['context'] / trained_s:,.0f} bytes a second")
-        if p["sample_bytes"]:
-            run.log(f"Sample: {sample(model, p['sample_bytes'], seed=run.seed + epoch)!r}")
-        run.checkpoint()
+        if rank == 0:
+            run.report(epoch=epoch, **metrics, lr=scheduler.get_last_lr()[0])
+            run.log(f"Epoch {epoch}/{run.total_epochs} - Loss: {train_loss:.4f}")
+            run.log(f"{p['steps_per_epoch'] * texts_per_step * p['context'] / trained_s:,.0f} bytes a second")
+            if p["sample_bytes"]:
+                run.log(f"Sample: {sample(model, p['sample_bytes'], seed=run.seed + epoch)!r}")
+        run.checkpoint()  # by rank 0: state and metrics are the same on all
 
     if run.finished:  # a stopped job keeps its checkpoint, not a half-trained model
         config = {name: p[name] for name in ("layers", "width", "heads", "context")}
         run.save_model(model, metrics, config={"model": "gpt", "vocabulary": "bytes", **config})
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def join_ranks() -> tuple[torch.device, int, int]:
+    """This process's device, its rank and the number of ranks: 0 of 1, unless torchrun's variables say otherwise.
+
+    Raises DataError where a rank has no GPU of its own.
+    """
+    rank, ranks, place = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and place >= torch.cuda.device_count():
+        raise DataError(f"{place + 1} ranks or more on {torch.cuda.device_count()} GPUs; take one rank a GPU")
+    if on_gpu:
+        torch.cuda.set_device(place)
+    if ranks > 1:
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return torch.device("cuda", place) if on_gpu else torch.device("cpu"), rank, max(1, ranks)
+
+
+def texts_at_once(p: dict[str, Any], ranks: int) -> int:
+    """A rank's share of a micro-batch, rounded up. Raises DataError where a rank would have none in a step."""
+    micro_batch_size: int = p["micro_batch_size"]
+    accumulation_steps: int = p["accumulation_steps"]
+    if micro_batch_size * accumulation_steps < ranks:
+        raise DataError(
+            f"micro_batch_size {micro_batch_size} x accumulation_steps {accumulation_steps} texts are what all {ranks} "
+            f"ranks share in a step, and each needs one; make them {ranks} or more, or take fewer ranks"
+        )
+    return math.ceil(micro_batch_size / ranks)
 
 
 def learning_rate(step: int, steps: int, p: dict[str, Any]) -> float:
@@ -198,14 +241,34 @@ def next_byte_loss(scores: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), reduction="none")
 
 
+def over_ranks(model: nn.Module, example: Tensor) -> tuple[nn.Module, Callable[[], AbstractContextManager[None]]]:
+    """The model whose backward pass averages gradients over the ranks, and the context in which it doesn't yet."""
+    if not distributed.is_initialized():
+        return model, nullcontext
+    network = DistributedDataParallel(model, broadcast_buffers=False)
+    # DDP orders gradients anew after its first backward pass, and with the order goes how the sum of three ranks is
+    # rounded. With that pass made here, a resumed attempt rounds like one that was never interrupted.
+    network.eval()
+    network(example).sum().backward()
+    network.zero_grad()
+    return network, network.no_sync
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: Tensor, micro_batch_size: int) -> float:
-    """Mean loss over all windows in full precision, in nats per byte."""
+def evaluate(model: nn.Module, windows: Tensor, micro_batch_size: int) -> Tensor:
+    """Loss summed over all windows in full precision, in nats."""
     model.eval()
     loss_sum = torch.zeros((), device=windows.device)
     for window in torch.split(windows, micro_batch_size):
         loss_sum += next_byte_loss(model(window[:, :-1]), window[:, 1:]).sum()
-    return float(loss_sum) / windows[:, 1:].numel()
+    return loss_sum
+
+
+def over_all_ranks(value: Tensor) -> float:
+    """Its sum over all ranks. An epoch waits for its device here, twice, and nowhere else."""
+    if distributed.is_initialized():
+        distributed.all_reduce(value)
+    return float(value)
 
 
 @torch.no_grad()

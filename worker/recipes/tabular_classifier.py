@@ -1,21 +1,24 @@
 """Trains a small neural network on a table: breast cancer, wine, or any CSV file with a column to predict.
 
-An ordinary training script: `python tabular_classifier.py` runs it on a laptop with the parameters below; inside a job
-epochcast gives the parameters, keeps the checkpoints and shows the reports.
+An ordinary training script: `python tabular_classifier.py` runs it on a laptop with the parameters below, and
+`torchrun --nproc-per-node 2 tabular_classifier.py` in two processes (ranks) that train one model together. Inside
+a job epochcast gives the parameters, keeps the checkpoints and shows the reports.
 """
 
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import epochcast
 
@@ -40,7 +43,7 @@ MOST_CATEGORIES = 1000
 
 
 class DataError(ValueError):
-    """Raised when the table can't be trained on; the message names column and line, and the way out."""
+    """Raised when the table can't be trained on, or not by so many ranks; the message names the way out."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,21 @@ def main() -> None:
     p = run.params
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need on a GPU
     torch.use_deterministic_algorithms(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, rank, ranks = join_ranks()
+    share_size = rows_at_once(p, ranks)
 
-    # The whole table stays on the device.
+    # The whole table stays on the device, on each rank's.
     table = load_table(p)
     train_rows, val_rows = split(table, p["val_fraction"], run.seed)
     x, y = torch.from_numpy(table.x).float().to(device), torch.from_numpy(table.y).to(device)  # (N, columns), (N,)
     (x, y), (val_x, val_y) = (x[train_rows], y[train_rows]), (x[val_rows], y[val_rows])
-    run.log(f"{p['dataset']}: {len(x):,} training and {len(val_x):,} validation rows of {x.shape[1]} columns "
-            f"in {len(table.classes)} classes")  # fmt: skip
+    if rank == 0:
+        run.log(f"{p['dataset']}: {len(x):,} training and {len(val_x):,} validation rows of {x.shape[1]} columns "
+                f"in {len(table.classes)} classes, {ranks} rank{'s' * (ranks > 1)}")  # fmt: skip
 
     model = Classifier(p, x, len(table.classes)).to(device)
+    forward, unsynced = over_ranks(model, x[:1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=p["lr"], weight_decay=p["weight_decay"], fused=True)
-    micro_batch_size = p["micro_batch_size"] or p["batch_size"] // (p["accumulation_steps"] or 1)
     steps = run.total_epochs * math.ceil(len(x) / p["batch_size"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, p))
     metrics: dict[str, Any] = {}
@@ -80,27 +85,62 @@ def main() -> None:
     for epoch in run.epochs():
         model.train()
         loss_sum = torch.zeros((), device=device)
-        order = torch.randperm(len(x)).to(device)  # on the CPU, so that every kind of device sees the same order
-        for rows in run.batches(torch.split(order, p["batch_size"])):
+        random = np.random.default_rng([run.seed, epoch])  # on all ranks the same, and on every kind of device
+        order = torch.from_numpy(random.permutation(len(x))).to(device)
+        for rows in run.batches(torch.split(order, p["batch_size"])):  # (batch_size,), of all ranks
             optimizer.zero_grad()
-            for part in torch.split(rows, micro_batch_size):  # their gradients add up to the mean over all rows
-                loss = F.cross_entropy(model(x[part]), y[part])
-                (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach() * len(part)  # no .item(): it would wait for the device at every step
+            own, counts = share_of(rows, rank, ranks)
+            parts = torch.split(own, share_size)  # their gradients add up to the mean over all rows
+            for part in parts:
+                weight = counts * len(part)
+                with nullcontext() if part is parts[-1] else unsynced():
+                    loss = F.cross_entropy(forward(x[part]), y[part])
+                    (loss * (weight / len(rows))).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * weight  # no .item(): it would wait for the device at every step
             optimizer.step()
             scheduler.step()
 
         if run.cut_short:  # the loss of half an epoch is nobody's
             break
-        train_loss = float(loss_sum) / len(x)
-        val_loss, val_accuracy = evaluate(model, val_x, val_y)
-        metrics.update(train_loss=train_loss, val_loss=val_loss, val_accuracy=val_accuracy)
-        run.report(epoch=epoch, **metrics, lr=scheduler.get_last_lr()[0])
-        run.log(f"Epoch {epoch}/{run.total_epochs} - Loss: {train_loss:.4f}")
-        run.checkpoint()
+        train_sum, val_sum, correct = summed(loss_sum, *evaluate(model, val_x[rank::ranks], val_y[rank::ranks]))
+        train_loss = train_sum / ranks / len(x)
+        metrics.update(train_loss=train_loss, val_loss=val_sum / len(val_x), val_accuracy=correct / len(val_x))
+        if rank == 0:
+            run.report(epoch=epoch, **metrics, lr=scheduler.get_last_lr()[0])
+            run.log(f"Epoch {epoch}/{run.total_epochs} - Loss: {train_loss:.4f}")
+        run.checkpoint()  # by rank 0: state and metrics are the same on all
 
     if run.finished:  # a stopped job keeps its checkpoint, not a half-trained model
         run.save_model(model, metrics, config={"columns": table.columns, "classes": table.classes})
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def join_ranks() -> tuple[torch.device, int, int]:
+    """This process's device, its rank and the number of ranks: 0 of 1, unless torchrun's variables say otherwise.
+
+    Raises DataError where a rank has no GPU of its own.
+    """
+    rank, ranks, place = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and place >= torch.cuda.device_count():
+        raise DataError(f"{place + 1} ranks or more on {torch.cuda.device_count()} GPUs; take one rank a GPU")
+    if on_gpu:
+        torch.cuda.set_device(place)
+    if ranks > 1:
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return torch.device("cuda", place) if on_gpu else torch.device("cpu"), rank, max(1, ranks)
+
+
+def rows_at_once(p: dict[str, Any], ranks: int) -> int:
+    """A rank's share of a micro-batch, rounded up. Raises DataError where a rank would have none."""
+    if p["batch_size"] < ranks:
+        raise DataError(
+            f"batch_size {p['batch_size']} is what all {ranks} ranks share in a step, and each needs a row; "
+            f"make it {ranks} or more, or take fewer ranks"
+        )
+    micro_batch_size: int = p["micro_batch_size"] or p["batch_size"] // (p["accumulation_steps"] or 1)
+    return math.ceil(micro_batch_size / ranks)
 
 
 def learning_rate(step: int, steps: int, p: dict[str, Any]) -> float:
@@ -140,12 +180,47 @@ class Classifier(nn.Module):
         return scores
 
 
+def over_ranks(model: nn.Module, example: Tensor) -> tuple[nn.Module, Callable[[], AbstractContextManager[None]]]:
+    """The model whose backward pass averages gradients over the ranks, and the context in which it doesn't yet."""
+    if not distributed.is_initialized():
+        return model, nullcontext
+    network = DistributedDataParallel(model, broadcast_buffers=False)
+    # DDP orders gradients anew after its first backward pass, and with the order goes how the sum of three ranks is
+    # rounded. With that pass made here, a resumed attempt rounds like one that was never interrupted.
+    network.eval()
+    network(example).sum().backward()
+    network.zero_grad()
+    return network, network.no_sync
+
+
+def share_of(rows: Tensor, rank: int, ranks: int) -> tuple[Tensor, int]:
+    """This rank's part of a step's rows, and what each counts: `ranks`, because DDP divides by that.
+
+    A rank that gets none, in an epoch's last step, passes another's row, which counts nothing: none may stay away.
+    """
+    own = rows[rank::ranks]
+    return (own, ranks) if len(own) else (rows[:1], 0)
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy over all of `x`."""
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss and number of right answers over all of `x`."""
     model.eval()
-    scores = model(x)
-    return float(F.cross_entropy(scores, y)), float((scores.argmax(1) == y).float().mean())
+    loss_sum, correct = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+    for rows, labels in zip(torch.split(x, 65_536), torch.split(y, 65_536), strict=True):
+        scores = model(rows)
+        loss_sum += F.cross_entropy(scores, labels, reduction="sum")
+        correct += (scores.argmax(1) == labels).sum()
+    return loss_sum, correct
+
+
+def summed(*values: Tensor) -> list[float]:
+    """Each over all ranks. The one place where an epoch waits for its device."""
+    sums = torch.stack(values)
+    if distributed.is_initialized():
+        distributed.all_reduce(sums)
+    numbers: list[float] = sums.tolist()
+    return numbers
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
