@@ -78,6 +78,7 @@ class Attempt:
         self._claim = claimed
         self._licence_until = licence_until
         self._trainer = list(trainer)
+        self._oom_snapshot: SavedFile | None = None
         self._closing = contextlib.ExitStack()
         try:
             self._make_parts()
@@ -188,7 +189,9 @@ class Attempt:
             self._lease.wake,
         )
         self._note_launcher()
-        return supervisor.run(), supervisor.model
+        ending = supervisor.run()
+        self._oom_snapshot = supervisor.oom_snapshot
+        return ending, supervisor.model
 
     def _start(self) -> None:
         job, settings = self._claim.job, self._settings
@@ -229,6 +232,7 @@ class Attempt:
             self._recorder.flush(FLUSH_S)
         outcome, model = self._with_model(outcome, saved)
         self._finisher.keep_log()
+        self._finisher.keep_snapshot(self._oom_snapshot)
         self._lease.stop()
         self._finisher.write(outcome, saved, model, stuck=self._tree.is_stuck)
 

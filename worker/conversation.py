@@ -6,6 +6,7 @@ from pathlib import Path
 
 from epochcast.jobs import JobError, TrainingJobSpec
 from worker.narrator import Narrator
+from worker.oom_snapshot import MAX_BYTES
 from worker.outcome import Cut
 from worker.recording import LocalCheckpoint, Uploader, judged_loss
 from worker.reports import (
@@ -15,6 +16,7 @@ from worker.reports import (
     LogLine,
     Message,
     ModelSaved,
+    OomSnapshot,
     Report,
     Resumed,
     SavedFile,
@@ -47,6 +49,7 @@ class Conversation:
         self.last_report = time.monotonic()
         self.failure: JobError | None = None
         self.model: SavedFile | None = None
+        self.oom_snapshot: SavedFile | None = None
 
     def take(self, message: Message) -> None:
         match message:
@@ -74,6 +77,8 @@ class Conversation:
                 self._narrator.close_epoch()
                 # The first rank to fail is the cause; the others' time-outs follow from it.
                 self.failure = self.failure or error
+            case OomSnapshot(saved=saved):
+                self._take_snapshot(saved)
             case Unreadable(why=why):
                 self._narrator.log("WARNING", why)
 
@@ -99,6 +104,23 @@ class Conversation:
         if self._is_there(saved, "checkpoint") and path is not None:
             loss = judged_loss(self._narrator.state.job.metrics)
             self._uploader.add(LocalCheckpoint(path, saved.epoch, saved.step, saved.sha256, saved.bytes, loss))
+
+    def _take_snapshot(self, saved: SavedFile) -> None:
+        """Of the rank that failed first, and only its first: the others' are consequences or the same."""
+        if self.failure is None or self.failure.rank != saved.rank or self.oom_snapshot is not None:
+            return
+        path = saved.path(self._out)
+        if self._is_there(saved, "memory snapshot") and path is not None:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                self._narrator.log("WARNING", f"memory snapshot {saved.file!r} has {size} bytes; it was not kept")
+                return
+            self.oom_snapshot = saved
+            self._narrator.log(
+                "INFO",
+                f"the GPU allocator's snapshot ({size / 2**20:.1f} MiB) is kept as an artifact of kind oom_snapshot; "
+                "pytorch.org/memory_viz shows it",
+            )
 
     def _is_there(self, saved: SavedFile, kind: str) -> bool:
         if saved.path(self._out) is not None:

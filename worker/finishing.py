@@ -22,6 +22,7 @@ from shared.settings import Settings
 from shared.transitions import MakeEvent, error_message
 from worker.job_state import JobState, complete_message
 from worker.journal import Journal
+from worker.oom_snapshot import MAX_BYTES
 from worker.outcome import Abandon, Finish, Lost, Outcome, Requeue
 from worker.reports import SavedFile
 from worker.shipping import Shipper
@@ -63,13 +64,22 @@ class Finisher:
     def keep_log(self) -> None:
         """The attempt's raw output becomes an artifact."""
         job = self._claim.job
-        if not self._workspace.output.exists() or self._workspace.output.stat().st_size == 0:
-            return
-        key = f"jobs/{job.job_id}/logs/{job.attempt:04d}.log"
+        if self._workspace.output.exists() and self._workspace.output.stat().st_size > 0:
+            self._keep(self._workspace.output, "log", f"jobs/{job.job_id}/logs/{job.attempt:04d}.log")
+
+    def keep_snapshot(self, saved: SavedFile | None) -> None:
+        """So does the GPU allocator's snapshot of an out-of-memory error, if the trainer left one."""
+        path = saved.path(self._workspace.out) if saved is not None else None
+        if path is not None and path.stat().st_size <= MAX_BYTES:  # nobody is left who could change it
+            job = self._claim.job
+            self._keep(path, "oom_snapshot", f"jobs/{job.job_id}/oom-snapshots/{job.attempt:04d}.pickle")
+
+    def _keep(self, path: Path, kind: str, key: str) -> None:
+        """What a job can end without: a store that is away must not hide why it failed."""
         try:
-            self._record.add_artifact(self._stored(self._workspace.output, "log", key))
+            self._record.add_artifact(self._stored(path, kind, key))
         except (ArtifactsUnavailable, DatabaseUnavailable, OSError) as error:
-            logger.warning("the attempt's log was not kept", error=str(error))
+            logger.warning("a file of the attempt was not kept", kind=kind, error=str(error))
 
     def upload_model(self, saved: SavedFile) -> NewModel:
         """The model that the trainer saved, in the store. Raises ArtifactsUnavailable after `EPOCHCAST_UPLOAD_S`."""

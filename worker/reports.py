@@ -86,7 +86,12 @@ class Unreadable:
     why: str
 
 
-Message = Report | Checkpointed | ModelSaved | LogLine | Resumed | EpochEnded | Failure | Unreadable
+@dataclass(frozen=True, slots=True)
+class OomSnapshot:
+    saved: SavedFile
+
+
+Message = Report | Checkpointed | ModelSaved | LogLine | Resumed | EpochEnded | Failure | OomSnapshot | Unreadable
 
 
 def read(packet: dict[str, Any]) -> Message:
@@ -105,6 +110,8 @@ def read(packet: dict[str, Any]) -> Message:
                 return Resumed.model_validate(packet)
             case "epoch":
                 return EpochEnded.model_validate(packet)
+            case "oom_snapshot":
+                return OomSnapshot(SavedFile.model_validate(packet))
             case "failure":
                 return Failure.model_validate(packet)
             case other:

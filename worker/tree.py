@@ -31,6 +31,7 @@ class Tree:
             os.set_blocking(near, False)
             self._far_ends.callback(os.close, far)
         self.launcher, self.started = 0, 0
+        self.trainers: list[int] = []
         self.licence_until = 0.0
         self.exit_code: int | None = None
         self.is_gone = False
@@ -61,10 +62,6 @@ class Tree:
         """SIGTERM to the trainer's top process: it checkpoints and ends."""
         self._order({"signal": "SIGTERM"})
 
-    def dump_stacks(self) -> None:
-        """SIGUSR2: the trainer's faulthandler writes every thread's stack to its stderr, and so into the log."""
-        self._order({"signal": "SIGUSR2"})
-
     def kill(self) -> None:
         """SIGKILL to everything; `exit_code` or `is_gone` tell when nothing is left."""
         self._order({"kill": True})
@@ -88,6 +85,8 @@ class Tree:
             if not data:
                 return False
             packet = json.loads(data)
+            if "trainer" in packet:
+                self.trainers = [packet["trainer"]]
             if "exit" in packet:
                 self.exit_code, self.is_gone = packet["exit"], True
                 self.cut_by_licence = packet["cut"] == "licence"

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "dataset": "digits",
     "data_dir": None,
     "model": "cnn",

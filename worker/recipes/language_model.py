@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "text_dir": None,
     "text_file": None,
     "lr": 0.003,

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "dataset": "breast-cancer",
     "path": None,
     "target": None,
