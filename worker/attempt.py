@@ -20,7 +20,7 @@ from shared.settings import Settings
 from worker import gpus
 from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
-from worker.bundles import CodeRejected, place_bundle
+from worker.bundles import CodeRejected, check_entrypoint, place_bundle
 from worker.finishing import Finisher
 from worker.guard import CHECKOUT
 from worker.job_state import JobState
@@ -173,7 +173,8 @@ class Attempt:
         except ArtifactsUnavailable as error:
             return Ending.before_start(Cut.STORE, str(error)), None
         except CodeRejected as error:
-            failure = JobError(type="code_rejected", message=str(error), host=self._settings.host_name)
+            host = self._settings.host_name
+            failure = JobError(type="code_rejected", message=str(error), detail=error.detail, host=host)
             return Ending(None, None, None, failure, None, finished_all_epochs=False), None
         except (AgentUnavailable, gpus.GpuBusy) as error:
             return Ending.before_start(Cut.PLATFORM, f"the trainer could not be started: {error}"), None
@@ -200,6 +201,7 @@ class Attempt:
         gpus.wait_free(self._claim.gpus, job.spec.resources.gpu_memory_gib)
         if job.spec.bundle is not None:
             place_bundle(job.spec.bundle, self._connections.store, settings.work_dir, self._workspace.work)
+            check_entrypoint(self._workspace.work, job.spec.entrypoint or "")
         checkpoints, complaints = fetch_checkpoints(self._workspace, self._claim, self._connections.store)
         for complaint in complaints:
             self._narrator.log("WARNING", complaint)

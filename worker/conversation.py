@@ -92,12 +92,14 @@ class Conversation:
         self.last_report = time.monotonic()
         if report.rank != 0:
             return
+        place = self._narrator.state.place
         self._narrator.report(report)
         if self._narrator.state.has_open_epoch and not self._tells_epochs:
             self.merge_at = time.monotonic() + MERGE_S
         if report.non_finite and self._spec.fail_on_non_finite:
             message = f"{', '.join(report.non_finite)} became NaN or infinite"
-            self._end(Cut.DIVERGED, JobError(type="diverged", message=message, epoch=report.epoch, step=report.step))
+            error = JobError(type="diverged", message=message, detail=place, epoch=report.epoch, step=report.step)
+            self._end(Cut.DIVERGED, error)
 
     def _take_checkpoint(self, saved: SavedFile) -> None:
         path = saved.path(self._out)

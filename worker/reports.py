@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from epochcast.jobs import JobError, Metrics
 from worker.attempt_socket import inside
+from worker.failures import MESSAGE_BYTES, cut
 from worker.lines import Level
 
 MAX_METRICS = 1000
@@ -67,6 +68,22 @@ class EpochEnded(_Packet):
 
 class Failure(_Packet):
     error: JobError
+
+    @field_validator("error")
+    @classmethod
+    def _fits(cls, error: JobError) -> JobError:
+        """A message is one line, and what is kept and sent to everybody has bounds."""
+        numbers = {name: getattr(error, name) for name in ("rank", "epoch", "step", "exit_code")}
+        return error.model_copy(
+            update={
+                "message": cut(" ".join(error.message.split()), MESSAGE_BYTES) or error.type,
+                **{name: cut(text, 8192) for name in _LONG if (text := getattr(error, name)) is not None},
+                **{name: None for name, number in numbers.items() if number is not None and abs(number) > 2**53},
+            }
+        )
+
+
+_LONG = ("detail", "traceback", "verdict", "gpu", "signal", "host")
 
 
 @dataclass(frozen=True, slots=True)

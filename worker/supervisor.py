@@ -202,15 +202,17 @@ class Supervisor:
     def _check_time(self, now: float) -> None:
         limit_s = self._spec.max_runtime_s
         if limit_s is not None and now - self._began > limit_s:
+            self._narrator.close_epoch()
             message = f"ran for longer than max_runtime_s = {limit_s:g} s"
-            self._end(Cut.TIMEOUT, JobError(type="timeout", message=message))
+            self._end(Cut.TIMEOUT, JobError(type="timeout", message=message, detail=self._narrator.state.place))
             return
         last_report = self._conversation.last_report
         silent_s = now - last_report
         stall_s = self._spec.stall_timeout_s
         if stall_s is not None and silent_s > stall_s:
             message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
-            self._end(Cut.STALLED, JobError(type="stalled", message=message, traceback=self._tell_stacks()))
+            place, stacks = self._narrator.state.place, self._tell_stacks()
+            self._end(Cut.STALLED, JobError(type="stalled", message=message, detail=place, traceback=stacks))
         elif self._stall_told_at < last_report and silent_s > max(
             STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0)
         ):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from epochcast.cli.failure import memory_text, place
 from epochcast.cli.options import JobId, Json, Token, Url, client
 from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text, typed
 from epochcast.cli.watch import follow
@@ -89,9 +90,7 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("metrics", metrics_text(job.final_metrics or job.metrics) or None),
             ("model", job.model_id),
             ("error", job.error_message),
-            ("detail", job.error.detail if job.error else None),
-            ("verdict", job.error.verdict if job.error else None),
-            ("traceback", job.error.traceback if job.error else None),
+            *_failure_fields(job),
             ("recipe", job.spec.recipe),
             ("parameters", typed(job.spec.hyperparameters) or None),
             ("tags", " ".join(job.spec.tags) or None),
@@ -102,6 +101,19 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("finished", ago(job.finished_at) if job.finished_at else None),
         ]
     )
+
+
+def _failure_fields(job: "TrainingJob") -> list[tuple[str, object]]:
+    error = job.error
+    if error is None:
+        return []
+    return [
+        ("verdict", error.verdict),
+        ("memory", memory_text(error.memory)),
+        ("where", place(error)),
+        ("detail", error.detail),
+        ("traceback", error.traceback),
+    ]
 
 
 def _is_stopping(job: "TrainingJob") -> bool:
