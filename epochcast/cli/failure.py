@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from epochcast.cli.output import plain
+from epochcast.cli.output import plain, plain_lines
 
 if TYPE_CHECKING:
     from epochcast.jobs import GpuMemory, JobError
 
-FRAMES_SHOWN = 3
+FRAMES_SHOWN, DETAIL_LINES_SHOWN, CHARACTERS_SHOWN = 3, 6, 160
 _NAMES = ("requested", "free", "allocated", "reserved", "others", "total")
 
 
@@ -39,12 +39,17 @@ def summary(error: "JobError") -> Iterator[str]:
     if error.verdict:
         yield f"  {plain(error.verdict)}"
     elif error.detail:
-        yield from (f"  {plain(line)}" for line in error.detail.splitlines()[:6])
+        yield from (f"  {line}" for line in plain_lines(error.detail)[:DETAIL_LINES_SHOWN])
     if (where := place(error)) is not None:
         yield f"  {where}"
     if (numbers := memory_text(error.memory)) is not None:
         yield f"  memory: {numbers}"
-    yield from (f"  {plain(line)}" for line in last_frames(error.traceback))
+    # A line of code may hold a whole text; a watch's end should still fit the screen.
+    yield from (f"  {_cut(plain(line))}" for line in last_frames(error.traceback))
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= CHARACTERS_SHOWN else line[: CHARACTERS_SHOWN - 2] + " …"
 
 
 def last_frames(traceback: str | None, count: int = FRAMES_SHOWN) -> list[str]:

@@ -7,11 +7,21 @@ import typer
 
 from epochcast.cli.failure import memory_text, place
 from epochcast.cli.options import JobId, Json, Token, Url, client
-from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text, typed
+from epochcast.cli.output import (
+    ago,
+    duration,
+    metrics_text,
+    plain_lines,
+    print_fields,
+    print_json,
+    print_table,
+    status_text,
+    typed,
+)
 from epochcast.cli.watch import follow
 
 if TYPE_CHECKING:
-    from epochcast.jobs import TrainingJob
+    from epochcast.jobs import JobError, TrainingJob
 
 
 def add_to(app: typer.Typer) -> None:
@@ -101,6 +111,8 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("finished", ago(job.finished_at) if job.finished_at else None),
         ]
     )
+    if job.error is not None:
+        _print_texts(job.error)
 
 
 def _failure_fields(job: "TrainingJob") -> list[tuple[str, object]]:
@@ -111,9 +123,14 @@ def _failure_fields(job: "TrainingJob") -> list[tuple[str, object]]:
         ("verdict", error.verdict),
         ("memory", memory_text(error.memory)),
         ("where", place(error)),
-        ("detail", error.detail),
-        ("traceback", error.traceback),
     ]
+
+
+def _print_texts(error: "JobError") -> None:
+    """Below the fields, each line as it is: carets and indents mean something."""
+    for text in (error.detail, error.traceback):
+        if text:
+            print("\n" + "\n".join(plain_lines(text)))
 
 
 def _is_stopping(job: "TrainingJob") -> bool:
