@@ -8,6 +8,7 @@ from epochcast.jobs import JobError, TrainingJobSpec
 from worker.narrator import Narrator
 from worker.oom_snapshot import MAX_BYTES
 from worker.outcome import Cut
+from worker.output import named
 from worker.recording import LocalCheckpoint, Uploader, judged_loss
 from worker.reports import (
     Checkpointed,
@@ -47,7 +48,8 @@ class Conversation:
         self._tells_epochs = False
         self.merge_at: float | None = None
         self.last_report = time.monotonic()
-        self.failure: JobError | None = None
+        self.failures: list[JobError] = []
+        """What ranks said of their own failure, in the order in which it came."""
         self.model: SavedFile | None = None
         self.oom_snapshot: SavedFile | None = None
 
@@ -55,6 +57,8 @@ class Conversation:
         match message:
             case Report():
                 self._take_report(message)
+            case EpochEnded(rank=rank) | Resumed(rank=rank) if rank != 0:
+                return  # all ranks say it, and rank 0 speaks for them
             case EpochEnded(epoch=epoch, total_epochs=total):
                 self._tells_epochs = True
                 if total is not None:
@@ -69,14 +73,14 @@ class Conversation:
                 self._narrator.close_epoch()
                 if self._is_there(saved, "model"):
                     self.model = saved
-            case LogLine(level=level, message=line):
-                self._narrator.log(level, line)
+            case LogLine(level=level, message=line, rank=rank):
+                self._narrator.log(level, named(line, rank))
             case Resumed():
                 self._take_resumed(message)
             case Failure(error=error):
                 self._narrator.close_epoch()
-                # The first rank to fail is the cause; the others' time-outs follow from it.
-                self.failure = self.failure or error
+                if all(error.rank != known.rank for known in self.failures):
+                    self.failures.append(error)
             case OomSnapshot(saved=saved):
                 self._take_snapshot(saved)
             case Unreadable(why=why):
@@ -108,8 +112,9 @@ class Conversation:
             self._uploader.add(LocalCheckpoint(path, saved.epoch, saved.step, saved.sha256, saved.bytes, loss))
 
     def _take_snapshot(self, saved: SavedFile) -> None:
-        """Of the rank that failed first, and only its first: the others' are consequences or the same."""
-        if self.failure is None or self.failure.rank != saved.rank or self.oom_snapshot is not None:
+        """The first that comes, of a rank that told of its own out-of-memory error before."""
+        told = any(error.type == "cuda_oom" and error.rank == saved.rank for error in self.failures)
+        if not told or self.oom_snapshot is not None:
             return
         path = saved.path(self._out)
         if self._is_there(saved, "memory snapshot") and path is not None:

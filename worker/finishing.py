@@ -51,7 +51,9 @@ class Finisher:
         journal: Journal,
         shipper: Shipper,
         state: JobState,
+        ranks: range,
     ) -> None:
+        """`ranks`: those on this host."""
         self._settings = settings
         self._claim = claim
         self._record = record
@@ -60,12 +62,16 @@ class Finisher:
         self._journal = journal
         self._shipper = shipper
         self._state = state
+        self._ranks = ranks
 
     def keep_log(self) -> None:
-        """The attempt's raw output becomes an artifact."""
+        """The attempt's raw output becomes an artifact, one for each trainer that said anything."""
         job = self._claim.job
-        if self._workspace.output.exists() and self._workspace.output.stat().st_size > 0:
-            self._keep(self._workspace.output, "log", f"jobs/{job.job_id}/logs/{job.attempt:04d}.log")
+        for rank in self._ranks:
+            path = self._workspace.output(rank)
+            if path.exists() and path.stat().st_size > 0:
+                name = f"{job.attempt:04d}-rank-{rank}" if rank else f"{job.attempt:04d}"
+                self._keep(path, "log", f"jobs/{job.job_id}/logs/{name}.log")
 
     def keep_snapshot(self, saved: SavedFile | None) -> None:
         """So does the GPU allocator's snapshot of an out-of-memory error, if the trainer left one."""

@@ -142,7 +142,8 @@ HOSTILE = """
     say({"type": "report", "epoch": 1, "metrics": {str(n): 1.0 for n in range(1001)}})
     say({"type": "report", "epoch": 1, "metrics": {"loss": 0.5}})
     say({"type": "failure", "error": {"type": "no such", "message": "x"}})
-    error = {"type": "user_error", "message": "one\\ntwo \\u0000" + "m" * 20_000, "epoch": 1e30, "rank": -1e300}
+    say({"type": "failure", "error": {"type": "lost", "message": "x", "epoch": 1e30}})
+    error = {"type": "user_error", "message": "one\\ntwo \\u0000" + "m" * 20_000, "epoch": 2**60}
     error |= {"traceback": "t" * 20_000, "host": "elsewhere", "memory": {"free_gib": 1e308}}
     say({"type": "failure", "error": error})
     connection.close()
@@ -156,7 +157,7 @@ def test_hostile_packets_end_nothing_but_are_bounded_where_they_count(host: Host
     assert job.error is not None
     assert len(job.error.message) <= 500
     assert job.error.message.startswith("one two mmm")
-    assert (job.error.host, job.error.epoch, job.error.rank) == (host.settings.host_name, 1, None)
+    assert (job.error.host, job.error.epoch, job.error.rank) == (host.settings.host_name, 1, 0)
     assert len(job.error.traceback or "") <= 8192
     assert (job.current_epoch, job.total_epochs, job.metrics) == (1, 3, {"loss": 0.5})
     assert "still here" in host.logs(job.job_id)
