@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from epochcast.jobs import GpuMemory, JobError
 
 FRAMES_SHOWN, DETAIL_LINES_SHOWN, CHARACTERS_SHOWN = 3, 6, 160
+_LIBRARIES = ("site-packages/", "dist-packages/", "/lib/python3", "<frozen ")
 _NAMES = ("requested", "free", "allocated", "reserved", "others", "total")
 
 
@@ -53,12 +54,19 @@ def _cut(line: str) -> str:
 
 
 def last_frames(traceback: str | None, count: int = FRAMES_SHOWN) -> list[str]:
-    """The last frames of a traceback with their lines of code, without the exception that the message names."""
-    lines = (traceback or "").splitlines()
-    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith('File "')]
-    if not starts:
-        return []
-    end = next(
-        (number for number in range(starts[-1] + 1, len(lines)) if not lines[number].startswith(" ")), len(lines)
-    )
-    return lines[starts[-count:][0] : end]
+    """The last frames of a traceback with their lines of code, without the exception that the message names.
+
+    Of the user's own files; of libraries only where there are no others.
+    """
+    frames: list[list[str]] = []
+    inside = False
+    for line in (traceback or "").splitlines():
+        if line.lstrip().startswith('File "'):
+            frames.append([line])
+            inside = True
+        elif inside and line.startswith(" "):
+            frames[-1].append(line)
+        else:
+            inside = False
+    own = [frame for frame in frames if not any(mark in frame[0] for mark in _LIBRARIES)]
+    return [line for frame in (own or frames)[-count:] for line in frame]

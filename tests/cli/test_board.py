@@ -63,6 +63,7 @@ OOM = {
     "memory": {"requested_gib": 20.0, "free_gib": 0.5, "allocated_gib": 130.1, "total_gib": 139.8},
     "traceback": "Traceback (most recent call last):\n"
     + "".join(f'  File "train.py", line {n}, in f{n}\n    call{n}()\n' for n in range(9))
+    + '  File "/venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7, in _call_impl\n    call()\n'
     + "torch.OutOfMemoryError: \x1b[31mCUDA out of memory. …\n",
 }
 
