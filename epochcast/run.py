@@ -241,6 +241,15 @@ class Run:
             written = write_model(file, model, about) if weights is None else write_weights(file, weights, about)
             self._send_file("model", written, metrics=values, non_finite=non_finite)
 
+    def record_memory(self, max_entries: int | None = None) -> bool:
+        """From here on torch notes each allocation on the GPU: an out-of-memory error then leaves its snapshot.
+
+        The newest `max_entries` (100,000) are kept. False where there is no CUDA: nothing is recorded.
+        """
+        from epochcast import memory_history
+
+        return memory_history.record(max_entries or memory_history.MAX_ENTRIES)
+
     def log(self, message: object, level: Level = "INFO") -> None:
         """One line of the job's log."""
         if level not in _LEVELS:

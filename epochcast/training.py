@@ -38,6 +38,8 @@ def init(
         else:
             run = Run(job_file.local(params or {}, total_epochs, seed, Path(out_dir)), Terminal(total_epochs))
         _current = run
+        if run.params.get("record_memory") is True:
+            run.record_memory()
     return run
 
 

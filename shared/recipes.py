@@ -22,6 +22,9 @@ class _Hyperparameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    record_memory: bool | None = Field(
+        default=None, description="Record GPU allocations: an out-of-memory error then leaves a snapshot as an artifact"
+    )
     lr: FiniteFloat = Field(default=0.003, gt=0, le=10, description="Peak learning rate of AdamW")
     weight_decay: FiniteFloat = Field(default=0.01, ge=0, le=10, description="AdamW's decoupled weight decay")
     schedule: Literal["cosine", "constant"] = Field(

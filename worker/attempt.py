@@ -59,6 +59,7 @@ class Attempt:
         self._claim = claimed
         self._licence_until = licence_until
         self._trainer = list(trainer)
+        self._oom_snapshot: SavedFile | None = None
         self._closing = contextlib.ExitStack()
         try:
             self._make_parts()
@@ -183,6 +184,7 @@ class Attempt:
         )
         self._note_launcher()
         ending = self._site.judged(supervisor.run())
+        self._oom_snapshot = supervisor.oom_snapshot
         return ending, supervisor.model, supervisor.failed_at
 
     def _hear_nudge(self) -> None:
@@ -213,7 +215,7 @@ class Attempt:
             self._narrator.log("WARNING", f"{outcome.reason}; trying again from the last checkpoint")
             self._recorder.flush(FLUSH_S)
         outcome, model = self._with_model(outcome, saved)
-        self._finisher.keep_log()
+        self._finisher.keep_files(self._oom_snapshot)
         self._lease.stop()
         self._finisher.write(outcome, saved, model, stuck=self._tree.is_stuck)
 

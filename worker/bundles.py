@@ -10,9 +10,15 @@ from shared.bundle_archive import BundleRefused, unpack
 from shared.bundle_content import PREFIX, content_of, key_of
 from worker.workspace import fetch
 
+_NAMED_AT_MOST = 20
+
 
 class CodeRejected(Exception):
-    """Raised when the bundle that a job names can't be had, and trying again would change nothing."""
+    """Raised when the bundle that a job names can't be had or run, and trying again would change nothing."""
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 def place_bundle(bundle: str, store: ArtifactStore, work_dir: Path, work: Path) -> None:
@@ -33,6 +39,18 @@ def place_bundle(bundle: str, store: ArtifactStore, work_dir: Path, work: Path) 
         _empty(work)
         shutil.rmtree(cached, ignore_errors=True)
     raise CodeRejected(f"bundle {bundle} does not stay whole in {cached.parent}; is something changing files there?")
+
+
+def check_entrypoint(work: Path, entrypoint: str) -> None:
+    """Raises CodeRejected when there is nothing of that name to run, and says what there is."""
+    path = work / entrypoint
+    if path.is_file() or (path / "__main__.py").is_file():
+        return
+    scripts = sorted(str(file.relative_to(work)) for file in work.rglob("*.py"))
+    more = f" and {len(scripts) - _NAMED_AT_MOST} more" if len(scripts) > _NAMED_AT_MOST else ""
+    found = f"it has: {', '.join(scripts[:_NAMED_AT_MOST])}{more}" if scripts else "it has no Python file"
+    wrong = f"{entrypoint} is a folder without __main__.py" if path.is_dir() else f"has no {entrypoint}"
+    raise CodeRejected(f"the bundle's {wrong}" if path.is_dir() else f"the bundle {wrong}", found)
 
 
 def _fetch_into(cached: Path, sha256: str, store: ArtifactStore) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from epochcast.jobs import JobError, TrainingJobSpec
 from worker.narrator import Voice
+from worker.oom_snapshot import MAX_BYTES
 from worker.outcome import Cut
 from worker.output import named
 from worker.recording import LocalCheckpoint, Uploads, judged_loss
@@ -16,6 +17,7 @@ from worker.reports import (
     LogLine,
     Message,
     ModelSaved,
+    OomSnapshot,
     Report,
     Resumed,
     SavedFile,
@@ -54,6 +56,7 @@ class Conversation:
         self.failures: list[JobError] = []
         """What ranks said of their own failure, in the order in which it came."""
         self.model: SavedFile | None = None
+        self.oom_snapshot: SavedFile | None = None
 
     def take(self, message: Message) -> None:
         match message:
@@ -88,6 +91,8 @@ class Conversation:
                 self.failed_at = self.failed_at or time.monotonic()
                 if all(error.rank != known.rank for known in self.failures):
                     self.failures.append(error)
+            case OomSnapshot(saved=saved):
+                self._take_snapshot(saved)
             case Unreadable(why=why):
                 self._narrator.log("WARNING", why)
 
@@ -101,12 +106,14 @@ class Conversation:
         self.last_report = time.monotonic()
         if report.rank != 0:
             return
+        place = self._narrator.state.place
         self._narrator.report(report)
         if self._narrator.state.has_open_epoch and not self._tells_epochs:
             self.merge_at = time.monotonic() + MERGE_S
         if report.non_finite and self._spec.fail_on_non_finite:
             message = f"{', '.join(report.non_finite)} became NaN or infinite"
-            self._end(Cut.DIVERGED, JobError(type="diverged", message=message, epoch=report.epoch, step=report.step))
+            error = JobError(type="diverged", message=message, detail=place, epoch=report.epoch, step=report.step)
+            self._end(Cut.DIVERGED, error)
 
     def _take_checkpoint(self, saved: SavedFile) -> None:
         path = saved.path(self._out)
@@ -124,6 +131,24 @@ class Conversation:
         loss = judged_loss(self._narrator.state.job.metrics)
         folder = self._out / saved.checkpoint
         self._shards.add(LocalShard(folder, saved.world, saved.rank, saved.epoch, saved.step, files, loss))
+
+    def _take_snapshot(self, saved: SavedFile) -> None:
+        """The first that comes, of a rank that told of its own out-of-memory error before."""
+        told = any(error.type == "cuda_oom" and error.rank == saved.rank for error in self.failures)
+        if not told or self.oom_snapshot is not None:
+            return
+        path = saved.path(self._out)
+        if self._is_there(saved, "memory snapshot") and path is not None:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                self._narrator.log("WARNING", f"memory snapshot {saved.file!r} has {size} bytes; it was not kept")
+                return
+            self.oom_snapshot = saved
+            self._narrator.log(
+                "INFO",
+                f"the GPU allocator's snapshot ({size / 2**20:.1f} MiB) is kept as an artifact of kind oom_snapshot; "
+                "pytorch.org/memory_viz shows it",
+            )
 
     def _is_there(self, saved: SavedFile, kind: str) -> bool:
         if saved.path(self._out) is not None:

@@ -1,20 +1,22 @@
 """Why a trainer failed, typed: an exception inside it, or the way its process ended (contract §3)."""
 
 import errno
-import linecache
+import re
 import signal
-import sys
-import sysconfig
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from epochcast.jobs import ErrorType, JobError
+from epochcast.jobs import ErrorType, GpuMemory, JobError
 from worker import out_of_memory
+from worker.causes import Cause, causes, clean
+from worker.frames import frames_of, syntax_of
+from worker.gpus import GpuProcess
+from worker.hints import hint_for
+from worker.oom_kills import OomKills
 
-LAST_FRAMES = 20
-_MESSAGE_CHARACTERS, _DETAIL_CHARACTERS, _TRACEBACK_CHARACTERS = 500, 2_000, 6_000
-_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Together they fit a packet of 64 KiB whatever they hold: JSON makes at most six bytes of one.
+MESSAGE_BYTES, _DETAIL_BYTES, _TRACEBACK_BYTES = 500, 2_000, 6_000
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Faults of driver or device, which no script causes.
 _DEVICE_FAULTS = (
     "no CUDA-capable device",
@@ -25,48 +27,75 @@ _DEVICE_FAULTS = (
     "GPU is lost",
     "system not yet initialized",
 )
+_LOADER_KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
+_RANK_KILLED = re.compile(r"process \d+ terminated with signal (SIG\w+)")
 
 
 def from_exception(
     error: BaseException,
     *,
     script: Path | None = None,
+    folder: Path | None = None,
     is_recipe: bool = False,
     rank: int = 0,
     epoch: int | None = None,
     step: int | None = None,
-    batch_size: int | None = None,
-    batch_named: str = "batch_size",
-    gpu: str | None = None,
 ) -> JobError:
-    """The typed error of an exception that ended a script. `script`: where the user's frames begin."""
-    cause = next((link for link in _causes(error) if _type_of(link, is_recipe) != "user_error"), error)
+    """The typed error of an exception that ended a script, without what only the device knows (`with_memory`).
+
+    `script`: where the user's frames begin. `folder`: what its files are named from.
+    """
+    links = list(causes(error))
+    killed = next((link for link in links if _killed_by(link) is not None), None)
+    single = next((link for link in links if "BaseExceptionGroup" not in link.names), links[0])
+    cause = next((link for link in links if _type_of(link, is_recipe) != "user_error"), killed or single)
     kind = _type_of(cause, is_recipe)
-    message = _cut(_message(kind, cause), _MESSAGE_CHARACTERS)
-    failed = JobError(
+    message = cut(_message(kind, cause), MESSAGE_BYTES)
+    return JobError(
         type=kind,
         message=message,
-        # What the message says whole already isn't said twice.
-        detail=None if str(cause) in message else _cut(str(cause), _DETAIL_CHARACTERS),
+        detail=_detail(error, cause, message, is_recipe),
         retryable=kind in ("host_oom", "environment"),
         rank=rank,
         epoch=epoch,
         step=step,
-        traceback=_their_frames(error, script),
+        signal=_killed_by(cause),
+        traceback=_cut_front(frames_of(error, script, folder), _TRACEBACK_BYTES),
     )
-    if kind == "cuda_oom":
-        failed.gpu = gpu
-        failed.memory = out_of_memory.read_memory(str(cause))
-        failed.verdict = out_of_memory.verdict(failed.memory, batch_size, batch_named) if failed.memory else None
-    return failed
+
+
+def with_memory(
+    error: JobError,
+    measured: GpuMemory | None,
+    *,
+    others: tuple[GpuProcess, ...] = (),
+    who: str | None = None,
+    gpu: str | None = None,
+    batch_size: int | None = None,
+    batch_named: str = "batch_size",
+) -> JobError:
+    """A CUDA out-of-memory error with its numbers: those of its message, else those measured after it."""
+    text = error.detail or ""
+    oom = out_of_memory.read(text)
+    told = oom.memory.model_dump(exclude_none=True)
+    known = {**(measured.model_dump(exclude_none=True) if measured else {}), **told}
+    if known:
+        oom = out_of_memory.CudaOom(GpuMemory.model_validate(known), oom.device, oom.limit_gib, oom.others or others)
+    advice = out_of_memory.verdict(oom, batch_size, batch_named, text=text, who=who)
+    return error.model_copy(update={"gpu": gpu, "memory": oom.memory if known else None, "verdict": advice})
 
 
 def from_exit(
-    returncode: int, *, oom_kills: int = 0, rank: int | None = None, epoch: int | None = None, step: int | None = None
+    returncode: int,
+    *,
+    kernel_killed: bool = False,
+    rank: int | None = None,
+    epoch: int | None = None,
+    step: int | None = None,
 ) -> JobError:
     """The typed error of a trainer that ended without saying why. `returncode`: negative for a signal.
 
-    `oom_kills`: by how much `out_of_memory.count_oom_kills` grew while the trainer ran.
+    `kernel_killed`: whether the kernel killed it because memory ran out (`OomKills`).
     """
     where = {"rank": rank, "epoch": epoch, "step": step}
     if returncode >= 0:
@@ -80,10 +109,8 @@ def from_exit(
             }
         )
     name = _signal_name(-returncode)
-    if -returncode == signal.SIGKILL and oom_kills > 0:
-        message = "the host ran out of memory: the kernel killed the script"
-        detail = "ask for less host memory (smaller data, fewer loader processes) or for a larger host"
-        content = {"type": "host_oom", "message": message, "detail": detail, "retryable": True}
+    if -returncode == signal.SIGKILL and kernel_killed:
+        content: dict[str, object] = _KERNELS_KILL
     else:
         content = {
             "type": "user_error",
@@ -93,86 +120,88 @@ def from_exit(
     return JobError.model_validate({**content, "signal": name, **where})
 
 
+def with_kills(error: JobError, kills: OomKills) -> JobError:
+    """The same, or out of host memory if the kernel killed the helper process whose death was the failure."""
+    if error.type != "user_error" or error.signal != "SIGKILL":
+        return error
+    found = _LOADER_KILLED.search(error.message)
+    pids = [int(pid) for pid in re.findall(r"\d+", found[1])] if found else []
+    if not kills.has_killed(pids):
+        return error
+    whom = "a DataLoader worker" if found else "a process of the script"
+    message = f"the host ran out of memory: the kernel killed {whom}"
+    return error.model_copy(update={**_KERNELS_KILL, "message": message})
+
+
+_KERNELS_KILL = {
+    "type": "host_oom",
+    "message": "the host ran out of memory: the kernel killed the script",
+    "detail": "ask for less host memory (smaller data, fewer loader processes) or for a larger host",
+    "retryable": True,
+}
 _SIGNAL_HINTS = {
     "SIGSEGV": "a crash in native code; the log shows where, if Python could still say",
     "SIGBUS": "a crash in native code, often because shared memory (/dev/shm) is full",
     "SIGABRT": "native code gave up; its reason is in the log",
-    "SIGKILL": "someone or something killed it; the kernel counted no out-of-memory kill meanwhile",
+    "SIGKILL": "someone or something killed it; the kernel says of no out-of-memory kill then",
+    "SIGXFSZ": "a file grew over the size that is allowed here",
+    "SIGXCPU": "it used up the CPU time that is allowed here",
+    "SIGTERM": "someone or something asked it to end; the platform did not",
 }
+_KILL_NAMES = {"Killed": "SIGKILL", "Bus error": "SIGBUS", "Segmentation fault": "SIGSEGV", "Aborted": "SIGABRT"}
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised `from`: a wrapper's own type says little. Not what it was raised *while*
-    handling: a script that survived one error and then made another failed by the other."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__
+def _killed_by(cause: Cause) -> str | None:
+    """The signal by which a helper process of the script ended, in the words of torch."""
+    if (loader := _LOADER_KILLED.search(cause.text)) is not None and loader[2]:
+        return _KILL_NAMES.get(loader[2], loader[2])
+    rank = _RANK_KILLED.search(cause.text)
+    return rank[1] if rank else None
 
 
-def _type_of(error: BaseException, is_recipe: bool) -> ErrorType:
-    text = str(error)
-    torch = sys.modules.get("torch")
-    out_of_gpu = getattr(torch, "OutOfMemoryError", ())
-    if isinstance(error, out_of_gpu) or (isinstance(error, RuntimeError) and out_of_memory.is_cuda_oom(text)):
+def _type_of(cause: Cause, is_recipe: bool) -> ErrorType:
+    text, names = cause.text, cause.names
+    # Names, not classes: torch need not be imported here, and other processes send their errors as text.
+    raised_by_torch = "RuntimeError" in names or "OutOfMemoryError" in names
+    if "OutOfMemoryError" in names or (raised_by_torch and out_of_memory.is_cuda_oom(text)):
         return "cuda_oom"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory.is_host_oom(text)):
+    if "MemoryError" in names or (raised_by_torch and out_of_memory.is_host_oom(text)):
         return "host_oom"
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+    if cause.number == errno.ENOMEM:
         return "host_oom"
-    if isinstance(error, FloatingPointError) or "returned nan values in its" in text:  # torch's anomaly detection
+    if "FloatingPointError" in names or "returned nan values in its" in text:  # torch's anomaly detection
         return "diverged"
-    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+    if cause.number in _DISK_ERRNOS:
         return "environment"
-    if isinstance(error, RuntimeError) and any(fault in text for fault in _DEVICE_FAULTS):
+    if raised_by_torch and any(fault in text for fault in _DEVICE_FAULTS):
         return "environment"
-    if is_recipe and isinstance(error, ImportError):  # our own script is complete: the host lacks something
+    if is_recipe and "ImportError" in names:  # our own script is complete: the host lacks something
         return "environment"
     return "user_error"
 
 
-def _message(kind: ErrorType, error: BaseException) -> str:
-    first_line = next(iter(str(error).splitlines()), "")
+def _message(kind: ErrorType, cause: Cause) -> str:
     match kind:
         case "cuda_oom":
             return "CUDA out of memory"  # the document's words
         case "host_oom":
-            return f"the host ran out of memory: {first_line or type(error).__name__}"
+            words = out_of_memory.host_oom_words(cause.text, cause.first_line)
+            return f"the host ran out of memory: {words or cause.type_name}"
         case _:
-            return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+            said = f"{cause.type_name}: {cause.first_line}" if cause.first_line else cause.type_name
+            return f"{said} (in {cause.where})" if cause.where else said
 
 
-def _their_frames(error: BaseException, script: Path | None) -> str:
-    """The traceback from the script on; when it is long, without the frames of libraries in the middle."""
-    summary = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
-    linecache.checkcache()
-    link: traceback.TracebackException | None = summary
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        link.stack = traceback.StackSummary.from_list(_shortened(list(link.stack), script))
-        link = link.__cause__ or link.__context__
-    return _cut_front("".join(summary.format()), _TRACEBACK_CHARACTERS)
-
-
-def _shortened(frames: list[traceback.FrameSummary], script: Path | None) -> list[traceback.FrameSummary]:
-    if script is not None:
-        begin = next((place for place, frame in enumerate(frames) if frame.filename == str(script)), None)
-        # Without a frame of the script it never ran: a syntax error, say, and then our own frames explain nothing.
-        frames = [] if begin is None and _is_ours(frames) else frames[begin or 0 :]
-    if len(frames) > LAST_FRAMES:
-        frames = [frame for frame in frames[:-1] if not _is_library(frame.filename)][1 - LAST_FRAMES :] + frames[-1:]
-    return frames
-
-
-def _is_ours(frames: list[traceback.FrameSummary]) -> bool:
-    return bool(frames) and Path(frames[0].filename).parent == Path(__file__).parent
-
-
-def _is_library(filename: str) -> bool:
-    return "site-packages" in filename or filename.startswith(("<frozen", sysconfig.get_path("stdlib")))
+def _detail(error: BaseException, cause: Cause, message: str, is_recipe: bool) -> str | None:
+    """What the message doesn't say: the rest of the text, the line with the mistake, what to do."""
+    if (shown := syntax_of(error)) is not None:
+        return cut(shown, _DETAIL_BYTES)
+    # What the message says whole already isn't said twice.
+    rest = cause.text.strip() if cause.text.strip() not in message else ""
+    if rest and cause.where and cause.where not in message:
+        rest = f"in {cause.where}: {rest}"
+    said = [rest, hint_for(error, is_recipe) or ""]
+    return cut("\n".join(part for part in said if part), _DETAIL_BYTES) or None
 
 
 def _signal_name(number: int) -> str:
@@ -182,9 +211,19 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _cut(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 2] + " …"
+def cut(text: str, size: int) -> str:
+    """At most `size` bytes of UTF-8, with a mark where something is missing."""
+    return _cut(clean(text), size, "end")
 
 
-def _cut_front(text: str, characters: int) -> str:
-    return text if len(text) <= characters else "… " + text[2 - characters :]
+def _cut_front(text: str, size: int) -> str:
+    return _cut(text, size, "front")
+
+
+def _cut(text: str, size: int, where: Literal["front", "end"]) -> str:
+    encoded = text.encode()
+    if len(encoded) <= size:
+        return text
+    if where == "front":
+        return "… " + encoded[len(encoded) - size + 4 :].decode("utf-8", "ignore")
+    return encoded[: size - 4].decode("utf-8", "ignore") + " …"

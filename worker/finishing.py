@@ -22,9 +22,9 @@ from shared.settings import Settings
 from shared.transitions import MakeEvent, error_message
 from worker.job_state import JobState, complete_message
 from worker.journal import Journal
+from worker.kept_files import stored_files
 from worker.outcome import Abandon, Finish, Lost, Outcome, Requeue
 from worker.ranks import Ranks
-from worker.raw_logs import stored_logs
 from worker.reports import SavedFile
 from worker.shipping import Shipper
 from worker.workspace import Workspace
@@ -64,14 +64,14 @@ class Finisher:
         self._state = state
         self._ranks = ranks
 
-    def keep_log(self) -> None:
-        """The attempt's raw output becomes an artifact, one for each trainer that said anything."""
+    def keep_files(self, snapshot: SavedFile | None) -> None:
+        """The attempt's raw output becomes an artifact, one for each trainer that said anything; so does `snapshot`."""
         job = self._claim.job
-        for file in stored_logs(self._store, self._workspace, job, self._ranks):
+        for file in stored_files(self._store, self._workspace, job, self._ranks, snapshot):
             try:
                 self._record.add_artifact(file)
             except DatabaseUnavailable as error:
-                logger.warning("the attempt's log was not kept", key=file.key, error=str(error))
+                logger.warning("a file of the attempt was not kept", key=file.key, error=str(error))
 
     def upload_model(self, saved: SavedFile) -> NewModel:
         """The model that the trainer saved, in the store. Raises ArtifactsUnavailable after `EPOCHCAST_UPLOAD_S`."""

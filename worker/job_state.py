@@ -112,6 +112,15 @@ class JobState:
             update={"current_epoch": epoch, "progress": min(1.0, epoch / self.job.total_epochs)}
         )
 
+    @property
+    def place(self) -> str:
+        """How far it has come, in words."""
+        job = self.job
+        if not job.current_epoch:
+            return "before its first epoch was reported"
+        loss = "" if job.current_loss is None else f", loss {job.current_loss:.6g}"
+        return f"after epoch {job.current_epoch} of {job.total_epochs}{loss}"
+
     def ask_stop(self) -> None:
         self.job = self.job.model_copy(update={"stop_requested": True})
 

@@ -19,12 +19,12 @@ from shared.settings import Settings
 from worker.connections import Connections
 from worker.courier import Courier
 from worker.job_state import JobState
+from worker.kept_files import stored_files
 from worker.lease import LeaseKeeper
 from worker.lines import MAX_LINES_PER_S, Level, RateLimit, clean
 from worker.outcome import Cut, Ending
-from worker.raw_logs import stored_logs
 from worker.recording import LocalCheckpoint
-from worker.reports import Report
+from worker.reports import Report, SavedFile
 from worker.requests import Requests
 from worker.shard_upload import ShardUploader
 from worker.site import AttemptFailed, Site
@@ -93,6 +93,7 @@ class Member:
         self._claim = claimed
         self._licence_until = licence_until
         self._trainer = trainer
+        self._oom_snapshot: SavedFile | None = None
         self._closing = contextlib.ExitStack()
         try:
             self._make_parts()
@@ -174,6 +175,7 @@ class Member:
         with contextlib.suppress(DatabaseUnavailable):  # then the launcher's licence is what remains
             self._record.record_launcher(self._site.tree.launcher, self._site.tree.started)
         ending = supervisor.run()
+        self._oom_snapshot = supervisor.oom_snapshot
         return ending, supervisor.failed_at
 
     def _on_cut(self, cut: Cut) -> None:
@@ -187,7 +189,8 @@ class Member:
         self._courier.stop()
         outcome, error = how_it_ended(ending)
         if ending.cut is not Cut.LEASE_LOST:
-            for file in stored_logs(self._connections.store, self._site.workspace, self._claim.job, self._site.ranks):
+            site, store = self._site, self._connections.store
+            for file in stored_files(store, site.workspace, self._claim.job, site.ranks, self._oom_snapshot):
                 self._courier.file(file)
             if error is not None:
                 self._retrying(lambda: self._courier.fail(error, time.monotonic() - failed_at))

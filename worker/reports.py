@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from epochcast.jobs import JobError, Metrics
 from shared.manifest import NAME, FileName
 from worker.attempt_socket import inside
+from worker.failures import MESSAGE_BYTES, cut
 from worker.lines import Level
 
 MAX_METRICS = 1000
@@ -110,6 +111,22 @@ class Failure(_Packet):
             self.error.rank = self.rank
         return self
 
+    @field_validator("error")
+    @classmethod
+    def _fits(cls, error: JobError) -> JobError:
+        """A message is one line, and what is kept and sent to everybody has bounds."""
+        numbers = {name: getattr(error, name) for name in ("rank", "epoch", "step", "exit_code")}
+        return error.model_copy(
+            update={
+                "message": cut(" ".join(error.message.split()), MESSAGE_BYTES) or error.type,
+                **{name: cut(text, 8192) for name in _LONG if (text := getattr(error, name)) is not None},
+                **{name: None for name, number in numbers.items() if number is not None and abs(number) > 2**53},
+            }
+        )
+
+
+_LONG = ("detail", "traceback", "verdict", "gpu", "signal", "host")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
@@ -128,7 +145,23 @@ class Unreadable:
     why: str
 
 
-Message = Report | Checkpointed | ShardSaved | ModelSaved | LogLine | Resumed | EpochEnded | Failure | Unreadable
+@dataclass(frozen=True, slots=True)
+class OomSnapshot:
+    saved: SavedFile
+
+
+Message = (
+    Report
+    | Checkpointed
+    | ShardSaved
+    | ModelSaved
+    | LogLine
+    | Resumed
+    | EpochEnded
+    | Failure
+    | OomSnapshot
+    | Unreadable
+)
 
 
 def read(packet: dict[str, Any]) -> Message:
@@ -149,6 +182,8 @@ def read(packet: dict[str, Any]) -> Message:
                 return Resumed.model_validate(packet)
             case "epoch":
                 return EpochEnded.model_validate(packet)
+            case "oom_snapshot":
+                return OomSnapshot(SavedFile.model_validate(packet))
             case "failure":
                 return Failure.model_validate(packet)
             case other:

@@ -15,7 +15,7 @@ from worker import gpus
 from worker.address import interface_of, own_address
 from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
-from worker.bundles import CodeRejected, place_bundle
+from worker.bundles import CodeRejected, check_entrypoint, place_bundle
 from worker.connections import Connections
 from worker.lines import Level
 from worker.outcome import Cut, Ending
@@ -73,7 +73,8 @@ class Site:
         except ArtifactsUnavailable as error:
             return Ending.before_start(Cut.STORE, str(error))
         except CodeRejected as error:
-            failure = JobError(type="code_rejected", message=str(error), host=self._settings.host_name)
+            host = self._settings.host_name
+            failure = JobError(type="code_rejected", message=str(error), detail=error.detail, host=host)
             return Ending(None, None, None, failure, None, finished_all_epochs=False)
         except (AgentUnavailable, gpus.GpuBusy) as error:
             return Ending.before_start(Cut.PLATFORM, f"the trainer could not be started: {error}")
@@ -85,6 +86,7 @@ class Site:
         gpus.wait_free(self._claim.gpus, job.spec.resources.gpu_memory_gib)
         if job.spec.bundle is not None:
             place_bundle(job.spec.bundle, store, settings.work_dir, self.workspace.work)
+            check_entrypoint(self.workspace.work, job.spec.entrypoint or "")
         checkpoints, complaints = fetch_checkpoints(self.workspace, self._claim, store)
         for complaint in complaints:
             say("WARNING", complaint)

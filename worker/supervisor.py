@@ -16,10 +16,10 @@ from epochcast.jobs import JobError, TrainingJobSpec
 from shared.settings import Settings
 from worker.attempt_socket import AttemptSocket, packets
 from worker.conversation import Conversation
-from worker.failures import from_exit
+from worker.failures import from_exit, with_kills
 from worker.first_failure import cause_of
 from worker.narrator import Voice
-from worker.out_of_memory import count_oom_kills
+from worker.oom_kills import OomKills
 from worker.outcome import Cut, Ending
 from worker.output import OutputFile, OutputStream
 from worker.process_tree import boottime_s
@@ -27,6 +27,7 @@ from worker.recording import Uploads
 from worker.reports import SavedFile, read
 from worker.requests import Requests
 from worker.shard_upload import ShardUploader
+from worker.stacks import collect
 from worker.tree import Tree
 from worker.workspace import Workspace
 
@@ -36,6 +37,7 @@ TICK_S = 0.5
 DRAIN_AFTER_EXIT_S = 5.0
 STRAYS_GONE_S = 10.0
 STALL_AT_LEAST_S = 600.0
+STACKS_CHARACTERS = 6_000
 # One a rank and some for helpers of the script; the rest of this process's descriptors are the platform's.
 MAX_CONNECTIONS = 256
 
@@ -66,6 +68,7 @@ class Supervisor:
         self._settings = settings
         self._spec = spec
         self._tree = tree
+        self._folder = workspace.root
         self._socket = attempt_socket
         self._narrator = narrator
         self._wake_lease = wake_lease
@@ -83,7 +86,7 @@ class Supervisor:
         self._hear = hear
         self._awaits_reports = awaits_reports
         self._ended_at: float | None = None
-        self._oom_kills = count_oom_kills()
+        self._oom_kills = OomKills()
         self._began = time.monotonic()
         self._kill_at: float | None = None
         self._agent_lost = False
@@ -100,6 +103,11 @@ class Supervisor:
     def failed_at(self) -> float:
         """When the first rank said that it failed, or the last process was gone (monotonic)."""
         return self._conversation.failed_at or self._ended_at or time.monotonic()
+
+    @property
+    def oom_snapshot(self) -> SavedFile | None:
+        """What the GPU's allocator looked like when memory ran out."""
+        return self._conversation.oom_snapshot
 
     def run(self) -> Ending:
         """Until the last process is gone and all it said is read."""
@@ -197,6 +205,7 @@ class Supervisor:
 
     def _check_limits(self) -> None:
         now = time.monotonic()
+        self._oom_kills.look()
         if self._agent_lost and self._tree.find_agent_again(0.0) and self._tree.agent.connection is not None:
             self._agent_lost = False
             self._watch(self._tree.agent.connection, self._hear_agent)
@@ -220,24 +229,35 @@ class Supervisor:
     def _check_time(self, now: float) -> None:
         limit_s = self._spec.max_runtime_s
         if limit_s is not None and now - self._began > limit_s:
+            self._narrator.close_epoch()
             message = f"ran for longer than max_runtime_s = {limit_s:g} s"
-            self._end(Cut.TIMEOUT, JobError(type="timeout", message=message))
+            self._end(Cut.TIMEOUT, JobError(type="timeout", message=message, detail=self._narrator.state.place))
             return
         last_report = self._conversation.last_report
         silent_s = now - last_report
         stall_s = self._spec.stall_timeout_s
         if stall_s is not None and silent_s > stall_s:
-            self._tree.dump_stacks()
             message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
-            self._end(Cut.STALLED, JobError(type="stalled", message=message))
+            place, stacks = self._narrator.state.place, self._tell_stacks()
+            self._end(Cut.STALLED, JobError(type="stalled", message=message, detail=place, traceback=stacks))
         elif (
             self._awaits_reports
             and self._stall_told_at < last_report
             and silent_s > max(STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0))
         ):
             self._stall_told_at = now
-            self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the trainer's stacks follow")
-            self._tree.dump_stacks()
+            self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the stacks of its processes follow")
+            self._tell_stacks()
+
+    def _tell_stacks(self) -> str | None:
+        """What all processes of the attempt are doing, into the log. Returns the first rank's stacks."""
+        found = collect(self._tree.launcher, self._folder)
+        for stacks in found:
+            for line in (stacks.title, *(f"  {line}" for line in stacks.lines)):
+                self._outputs[0].write(line.encode() + b"\n")
+                self._narrator.log("WARNING", line)
+        first = next((stacks for stacks in found if stacks.rank is not None), None)
+        return "\n".join((first.title, *first.lines))[:STACKS_CHARACTERS] if first is not None else None
 
     def _end(self, cut: Cut, error: JobError | None) -> None:
         """Ends the attempt, once; a lost lease overrides every other reason."""
@@ -253,8 +273,6 @@ class Supervisor:
                     self._narrator.progress()
                 self._tree.ask_to_stop()
                 self._kill_at = time.monotonic() + self._settings.stop_grace_s
-            case Cut.STALLED:
-                self._kill_at = time.monotonic() + 1.0  # the stacks take a moment to be written
             case _:
                 self._kill_at = time.monotonic()
 
@@ -279,7 +297,7 @@ class Supervisor:
         if code != 0:
             exit_error = from_exit(
                 code if code is not None else -signal.SIGKILL,
-                oom_kills=count_oom_kills() - self._oom_kills,
+                kernel_killed=code in (-signal.SIGKILL, None) and self._oom_kills.has_killed(self._tree.trainers),
                 epoch=job.current_epoch or None,
                 rank=self._tree.exit_rank,
             )
@@ -303,7 +321,7 @@ class Supervisor:
             if error is not cause:
                 line = f"rank {error.rank} then failed too: {error.message}"
                 self._narrator.log("WARNING", line)
-        return None if cause is exit_error else cause
+        return None if cause is None or cause is exit_error else with_kills(cause, self._oom_kills)
 
     def _located(self, error: JobError | None) -> JobError | None:
         if error is None:

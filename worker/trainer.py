@@ -7,18 +7,18 @@ import faulthandler
 import io
 import os
 import runpy
-import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from epochcast import integrations, job_file, training
 from epochcast.integrations.link import has_spoken
 from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
-from epochcast.reporting import AttemptSocket, Disconnected
+from epochcast.reporting import AttemptSocket, Disconnected, short
 from shared.processes import name_process
-from worker import failures
+from worker import failures, gpu_memory, oom_snapshot, out_of_memory, stacks
 from worker.environments import EnvironmentFailed, environment_for, is_inside
 
 PLATFORM_PACKAGES = ("api", "shared", "worker")
@@ -33,17 +33,18 @@ def main() -> int:
     name_process("ec-trainer")
     os.environ.update(job.env)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
-    faulthandler.register(signal.SIGUSR2)  # and so does the supervisor's question what a silent script is doing
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a printed line is a log line at once
     script = job.script or script_of(str(job.recipe))
     try:
+        stacks.answer(Path(os.environ["EPOCHCAST_SOCKET"]).parent)
         enter_environment(job)
     except (EnvironmentFailed, OSError) as error:
         _report_environment(error)
         return 1
     leave_platform()
     integrations.observe()
+    folder = Path.cwd()
     try:
         limit_threads(job.threads)
         if job.script is not None:
@@ -51,12 +52,12 @@ def main() -> int:
         sys.argv = [str(script), *job.args]
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as leaving:
-        return _left(leaving, job, script)
+        return _left(leaving, job, script, folder)
     except Disconnected as error:
         print(error, file=sys.stderr)
         return 1
     except BaseException as error:
-        _report(error, job, script)
+        _report(error, job, script, folder)
         return 1
     integrations.script_ended()
     return 0
@@ -97,73 +98,102 @@ def limit_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _left(leaving: SystemExit, job: JobFile, script: Path) -> int:
+def _left(leaving: SystemExit, job: JobFile, script: Path, folder: Path) -> int:
     """`sys.exit(3)` is the script's own word; `sys.exit("text")` says why, and that is worth more than a code 1."""
     if leaving.code is None or isinstance(leaving.code, int):
         if not leaving.code:
             integrations.script_ended()
         return leaving.code or 0
     print(leaving.code, file=sys.stderr)
-    _send(_typed(leaving, job, script).model_copy(update={"message": str(leaving.code)[:500], "exit_code": 1}))
+    message = failures.cut(str(leaving.code), failures.MESSAGE_BYTES)
+    _send(_typed(leaving, job, script, folder).model_copy(update={"message": message, "detail": None, "exit_code": 1}))
     return 1
 
 
 def _report_environment(error: Exception) -> None:
     print(error, file=sys.stderr)
     detail = error.detail if isinstance(error, EnvironmentFailed) else None
-    _send(JobError(type="environment", message=str(error)[:500], detail=detail, retryable=True, rank=0))
+    message = failures.cut(str(error), failures.MESSAGE_BYTES)
+    _send(JobError(type="environment", message=message, detail=detail, retryable=True, rank=0))
 
 
-def _report(error: BaseException, job: JobFile, script: Path) -> None:
-    failed = _typed(error, job, script)
+def _report(error: BaseException, job: JobFile, script: Path, folder: Path) -> None:
+    failed = _typed(error, job, script, folder)
     if job.recipe is not None and type(error).__name__ == "DataError":
         # A recipe's word on the user's data: where in our code it was said helps nobody.
         print(f"ERROR: {error}", file=sys.stderr)
         failed = failed.model_copy(update={"traceback": None})
     else:
-        traceback.print_exception(error)  # the log has all of it, the typed error its end
+        _print(error)  # the log has all of it, the typed error its end
     _send(failed)
+    if failed.type == "cuda_oom" and oom_snapshot.is_recorded():
+        _keep_snapshot(job.out_dir, failed.rank or 0)
 
 
-def _typed(error: BaseException, job: JobFile, script: Path) -> JobError:
+def _print(error: BaseException) -> None:
+    try:
+        traceback.print_exception(error)
+    except Exception as fault:  # a script's own exception class, or a stderr that it closed
+        _complain(f"the traceback can't be printed: {type(fault).__name__}")
+
+
+def _typed(error: BaseException, job: JobFile, script: Path, folder: Path) -> JobError:
     run = training.current_run()
-    params = job.params if run is None else run.params
-    named = "micro_batch_size" if params.get("micro_batch_size") else "batch_size"
-    batch_size = params.get(named)
-    return failures.from_exception(
+    failed = failures.from_exception(
         error,
         script=script,
+        folder=folder,
         is_recipe=job.recipe is not None,
         rank=int(os.environ.get("RANK", "0")),
         epoch=run.epoch or None if run else None,
         step=run.broke_off_at if run else None,
+    )
+    return _with_memory(failed, job.params if run is None else run.params) if failed.type == "cuda_oom" else failed
+
+
+def _with_memory(failed: JobError, params: dict[str, Any]) -> JobError:
+    gpu = gpu_memory.look(out_of_memory.read(failed.detail or "").device)
+    named = "micro_batch_size" if params.get("micro_batch_size") else "batch_size"
+    batch_size = params.get(named)
+    return failures.with_memory(
+        failed,
+        gpu.memory if gpu else None,
+        who=gpu_memory.names_of(gpu.others) if gpu else None,
+        gpu=gpu.name if gpu else None,
         batch_size=batch_size if isinstance(batch_size, int) else None,
         batch_named=named,
-        gpu=_gpu_name(),
     )
+
+
+def _keep_snapshot(out_dir: Path, rank: int) -> None:
+    """After the error itself is on its way: what goes wrong here costs nothing else."""
+    try:
+        _say(oom_snapshot.write(out_dir, rank) | {"rank": rank})
+    except oom_snapshot.NoSnapshot as error:
+        _complain(f"no snapshot of the GPU's allocator could be kept: {error}")
+
+
+def _complain(message: str) -> None:
+    """Into the job's log, past the script's own stderr."""
+    _say({"type": "log", "rank": int(os.environ.get("RANK", "0")), "level": "ERROR", "message": short(message)})
 
 
 def _send(failed: JobError) -> None:
     """Over the run's own connection, so that it arrives after the reports before it."""
-    error = failed.model_dump(mode="json", exclude={"host"})
+    _say({"type": "failure", "rank": failed.rank, "error": failed.model_dump(mode="json", exclude={"host"})})
+
+
+def _say(packet: dict[str, Any]) -> None:
     try:
         run = training.current_run()
         if run is not None:
-            run.fail(error)
+            run.pass_on(packet)
         elif (link := has_spoken()) is not None:
-            link.fail(error)
+            link.pass_on(packet)
         else:
-            AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send({"type": "failure", "rank": failed.rank, "error": error})
+            AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send(packet)
     except Disconnected as gone:
         print(gone, file=sys.stderr)
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    name: str = torch.cuda.get_device_name()
-    return name
 
 
 if __name__ == "__main__":

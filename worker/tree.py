@@ -31,6 +31,7 @@ class Tree:
         self._stream_ends: list[int] = []
         self.streams: list[tuple[int, int]] = [(self._pipe(), self._pipe()) for _ in range(ranks.local)]
         self.launcher, self.started = 0, 0
+        self.trainers: list[int] = []
         self.licence_until = 0.0
         self.exit_code: int | None = None
         self.exit_rank = 0
@@ -89,10 +90,6 @@ class Tree:
         """SIGTERM to every trainer: they checkpoint and end."""
         self._order({"signal": "SIGTERM"})
 
-    def dump_stacks(self) -> None:
-        """SIGUSR2: each trainer's faulthandler writes every thread's stack to its stderr, and so into the log."""
-        self._order({"signal": "SIGUSR2"})
-
     def kill(self) -> None:
         """SIGKILL to everything; `exit_code` or `is_gone` tell when nothing is left."""
         self._order({"kill": True})
@@ -116,6 +113,8 @@ class Tree:
             if not data:
                 return False
             packet = json.loads(data)
+            if "trainers" in packet:
+                self.trainers = packet["trainers"]
             if "exit" in packet:
                 self.exit_code, self.exit_rank, self.is_gone = packet["exit"], packet["rank"], True
                 self.cut_by_licence = packet["cut"] == "licence"

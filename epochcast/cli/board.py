@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import assert_never
 
 from epochcast.following import Connected, Message, Notice, Polling, Reconnecting
-from epochcast.jobs import Metrics, Status, TrainingJob
+from epochcast.jobs import JobError, Metrics, Status, TrainingJob
 
 LINES_KEPT = 200
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -34,7 +34,7 @@ class Board:
     model_id: int | None = None
     duration_s: float | None = None
     error_message: str | None = None
-    verdict: str | None = None
+    error: JobError | None = None
     notice: str | None = None
     """What is wrong with the connection now."""
     has_gap: bool = False
@@ -89,7 +89,7 @@ def apply(board: Board, message: Message) -> Board:
             return replace(
                 board,
                 error_message=message.error_message,
-                verdict=message.error.verdict or message.error.detail,
+                error=message.error,
                 eta_s=None,
             )
         case _:

@@ -5,12 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from epochcast.cli.failure import memory_text, place
 from epochcast.cli.options import JobId, Json, Token, Url, client
-from epochcast.cli.output import ago, duration, metrics_text, print_fields, print_json, print_table, status_text, typed
+from epochcast.cli.output import (
+    ago,
+    duration,
+    metrics_text,
+    plain_lines,
+    print_fields,
+    print_json,
+    print_table,
+    status_text,
+    typed,
+)
 from epochcast.cli.watch import follow
 
 if TYPE_CHECKING:
-    from epochcast.jobs import TrainingJob
+    from epochcast.jobs import JobError, TrainingJob
 
 
 def add_to(app: typer.Typer) -> None:
@@ -89,9 +100,7 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("metrics", metrics_text(job.final_metrics or job.metrics) or None),
             ("model", job.model_id),
             ("error", job.error_message),
-            ("detail", job.error.detail if job.error else None),
-            ("verdict", job.error.verdict if job.error else None),
-            ("traceback", job.error.traceback if job.error else None),
+            *_failure_fields(job),
             ("recipe", job.spec.recipe),
             ("parameters", typed(job.spec.hyperparameters) or None),
             ("tags", " ".join(job.spec.tags) or None),
@@ -102,6 +111,26 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("finished", ago(job.finished_at) if job.finished_at else None),
         ]
     )
+    if job.error is not None:
+        _print_texts(job.error)
+
+
+def _failure_fields(job: "TrainingJob") -> list[tuple[str, object]]:
+    error = job.error
+    if error is None:
+        return []
+    return [
+        ("verdict", error.verdict),
+        ("memory", memory_text(error.memory)),
+        ("where", place(error)),
+    ]
+
+
+def _print_texts(error: "JobError") -> None:
+    """Below the fields, each line as it is: carets and indents mean something."""
+    for text in (error.detail, error.traceback):
+        if text:
+            print("\n" + "\n".join(plain_lines(text)))
 
 
 def _is_stopping(job: "TrainingJob") -> bool:

@@ -19,6 +19,11 @@ def plain(text: object) -> str:
     return _CONTROL.sub("", str(text))
 
 
+def plain_lines(text: str) -> list[str]:
+    """The lines of a longer text, each as `plain` leaves it."""
+    return [plain(line) for line in text.splitlines()]
+
+
 def console() -> "Console":
     """For stdout; coloured on a terminal only, and never when NO_COLOR is set."""
     from rich.console import Console

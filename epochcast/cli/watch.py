@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from epochcast.cli.failure import summary
 from epochcast.cli.options import JobId, Json, Token, Url, async_client
 from epochcast.cli.output import console, duration, metrics_text, plain
 
@@ -151,14 +152,18 @@ def outcome(board: "Board") -> str:
     if board.duration_s is not None:
         text += f" in {duration(board.duration_s)}"
     if board.error_message:
-        text += f": {plain(board.error_message)}" + (f" ({plain(board.verdict)})" if board.verdict else "")
+        text += f": {plain(board.error_message)}"
+        if board.error is not None:
+            text = "\n".join((text, *summary(board.error)))
     elif board.metrics:
         text += f": {plain(metrics_text(board.metrics))}"
     match board.status:
         case "succeeded" if board.model_id is not None:
             text += f"\nmodel {board.model_id}; fetch it with: epochcast models download {board.model_id}"
         case "failed" | "stopped":
+            whole = f"all of it: epochcast show {board.job_id}; " if board.error is not None else ""
             text += (
-                f"\nits log: epochcast logs {board.job_id}; again from its checkpoint: epochcast restart {board.job_id}"
+                f"\n{whole}its log: epochcast logs {board.job_id}; "
+                f"again from its checkpoint: epochcast restart {board.job_id}"
             )
     return text

@@ -82,9 +82,9 @@ class Link:
             self.total_epochs = total_epochs
         self._send({"type": "epoch", "epoch": epoch, "total_epochs": total_epochs})
 
-    def fail(self, error: Mapping[str, Any]) -> None:
+    def pass_on(self, packet: dict[str, Any]) -> None:
         """For the trainer: after all reports, over the same connection."""
-        self._send({"type": "failure", "error": dict(error)})
+        self._send(packet)
 
     def _send(self, packet: dict[str, Any]) -> None:
         packet = {**packet, "rank": int(os.environ.get("RANK", "0"))}

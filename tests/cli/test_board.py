@@ -50,6 +50,39 @@ def test_log_lines_change_nothing_else() -> None:
     assert board.status is Status.RUNNING
 
 
+OOM = {
+    "type": "cuda_oom",
+    "message": "CUDA out of memory",
+    "detail": "CUDA out of memory. Tried to allocate 20.00 GiB. …",
+    "verdict": "batch too large by about 1.1x: try batch_size <= 96",
+    "rank": 0,
+    "host": "gpu-3",
+    "gpu": "NVIDIA H200",
+    "epoch": 3,
+    "step": 17,
+    "memory": {"requested_gib": 20.0, "free_gib": 0.5, "allocated_gib": 130.1, "total_gib": 139.8},
+    "traceback": "Traceback (most recent call last):\n"
+    + "".join(f'  File "train.py", line {n}, in f{n}\n    call{n}()\n' for n in range(9))
+    + '  File "/venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 7, in _call_impl\n    call()\n'
+    + "torch.OutOfMemoryError: \x1b[31mCUDA out of memory. …\n",
+}
+
+
+def test_a_failure_is_shown_with_advice_numbers_and_the_last_frames() -> None:
+    shown = outcome(board_after(event(1, "error", error_message="CUDA out of memory", error=OOM))).splitlines()
+    assert shown[0] == "job 42 failed: CUDA out of memory"
+    assert shown[1:4] == [
+        "  batch too large by about 1.1x: try batch_size <= 96",
+        "  rank 0 on gpu-3 (NVIDIA H200), epoch 3, step 17",
+        "  memory: requested 20.0 GiB, free 512 MiB, allocated 130.1 GiB, total 139.8 GiB",
+    ]
+    assert shown[4:10] == [
+        part for n in (6, 7, 8) for part in (f'    File "train.py", line {n}, in f{n}', f"      call{n}()")
+    ]
+    assert shown[10].startswith("all of it: epochcast show 42")
+    assert "\x1b" not in "".join(shown)
+
+
 def test_outcomes_say_what_to_do_next() -> None:
     assert "epochcast models download 7" in outcome(board_after(event(1, "complete")))
     failed = outcome(board_after(event(1, "error")))

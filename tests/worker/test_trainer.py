@@ -1,6 +1,8 @@
 """The trainer's process: a script runs as its own, whatever ends it arrives as a typed error with its code."""
 
+import hashlib
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from tests.listening import CHECKOUT, Attempt, finished, listening
 from tests.waiting import wait_until
-from tests.worker.test_failures import CUDA_OOM
+from tests.worker.oom_messages import CUDA_OOM
 
 
 @pytest.fixture
@@ -76,6 +78,7 @@ def test_syntax_error_names_file_and_line(checkout: Path, tmp_path: Path) -> Non
     code, _, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
     error = error_of(attempt)
     assert (code, error["type"]) == (1, "user_error")
+    assert error["detail"].splitlines()[1:3] == ["    def broken(:", "               ^"]
     assert error["message"].startswith("SyntaxError: invalid syntax (mine.py, line 2)")
     assert "trainer.py" not in error["traceback"]
 
@@ -123,6 +126,94 @@ def test_exit_codes_are_the_scripts_own(checkout: Path, tmp_path: Path, script: 
     code, _, attempt = train(checkout, tmp_path, script)
     assert code == exit_code
     assert attempt.said("failure") == []
+
+
+LOADER = """
+import os, signal
+from torch.utils.data import DataLoader, Dataset
+
+class Rows(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        if index == 3:
+            {fault}
+        return index
+
+for batch in DataLoader(Rows(), num_workers=1):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message", "sign"),
+    [
+        (
+            'raise ValueError("row 3 is no picture")',
+            "user_error",
+            "ValueError: row 3 is no picture (in DataLoader worker process 0)",
+            None,
+        ),
+        ('raise MemoryError("no room")', "host_oom", "the host ran out of memory: no room", None),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "user_error", "RuntimeError: DataLoader worker (pid", "SIGKILL"),
+    ],
+)
+def test_an_error_in_a_data_loaders_process_is_told_by_its_own_words(
+    checkout: Path, tmp_path: Path, fault: str, kind: str, message: str, sign: str | None
+) -> None:
+    code, _, attempt = train(checkout, tmp_path, LOADER.format(fault=fault))
+    error = error_of(attempt)
+    assert (code, error["type"], error["signal"]) == (1, kind, sign)
+    assert error["message"].startswith(message)
+    if sign is None:
+        assert "in __getitem__" in error["traceback"]
+
+
+def test_a_script_that_closed_its_output_is_told_all_the_same(checkout: Path, tmp_path: Path) -> None:
+    script = """
+import os, sys
+class Odd(Exception):
+    def __str__(self):
+        raise RuntimeError("no")
+os.close(1)
+os.close(2)
+sys.stderr = None
+raise Odd
+"""
+    code, _, attempt = train(checkout, tmp_path, script)
+    assert code != 0
+    assert error_of(attempt)["message"] == "Odd: (its message can't be read: __str__ raised RuntimeError)"
+
+
+SNAPSHOT = """
+import epochcast, torch
+# What a CUDA build has and this machine's may lack: recording is on, and this is what the allocator says.
+torch._C._cuda_isHistoryEnabled = lambda: True
+entry = {{"action": "alloc", "addr": 0, "size": 512, "frames": ["x" * 100]}}
+torch.cuda.memory._snapshot = lambda *a, **k: {snapshot}
+run = epochcast.init()
+raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+"""
+
+
+def test_an_oom_while_allocations_are_recorded_leaves_their_snapshot(checkout: Path, tmp_path: Path) -> None:
+    script = SNAPSHOT.format(snapshot='{"segments": [], "device_traces": [[dict(entry) for _ in range(10)]]}')
+    _, _, attempt = train(checkout, tmp_path, script)
+    assert [packet["type"] for packet in attempt.packets] == ["failure", "oom_snapshot"]
+    told = attempt.packets[1]
+    content = (attempt.out / told["file"]).read_bytes()
+    assert (told["bytes"], told["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert len(pickle.loads(content)["device_traces"][0]) == 10
+
+
+def test_a_snapshot_that_fails_costs_nothing_but_itself(checkout: Path, tmp_path: Path) -> None:
+    code, _, attempt = train(checkout, tmp_path, SNAPSHOT.format(snapshot="1 / 0"))
+    assert code == 1
+    assert error_of(attempt)["type"] == "cuda_oom"
+    assert [packet["message"] for packet in attempt.said("log")] == [
+        "no snapshot of the GPU's allocator could be kept: ZeroDivisionError: division by zero"
+    ]
+    assert list(attempt.out.iterdir()) == []
 
 
 def test_script_finds_its_own_modules_and_threads_not_the_platforms(checkout: Path, tmp_path: Path) -> None:

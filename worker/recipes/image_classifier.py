@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "dataset": "digits",
     "data_dir": None,
     "model": "cnn",

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "text_dir": None,
     "text_file": None,
     "lr": 0.003,

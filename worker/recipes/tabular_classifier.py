@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import epochcast
 
 PARAMS = {
+    "record_memory": None,
     "dataset": "breast-cancer",
     "path": None,
     "target": None,
