@@ -78,9 +78,6 @@ def _scripts(paths: Sequence[str]) -> list[str]:
 def _refuse_what_comes_later(spec: TrainingJobSpec) -> None:
     if spec.resources.nodes > 1:
         raise wrong_field("resources.nodes", "this version trains on one host; leave it at 1", spec.resources.nodes)
-    processes = spec.resources.procs_per_node
-    if processes is not None and processes > 1:
-        raise wrong_field("resources.procs_per_node", "this version trains in one process; leave it out", processes)
     _refuse_shrink_of_nothing(spec)
 
 

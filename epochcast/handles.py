@@ -142,6 +142,7 @@ class Submission(TypedDict, total=False):
     gpus: int
     gpu_memory_gib: float | None
     nodes: int
+    procs_per_node: int | None
     priority: int
     max_restarts: int
     max_runtime_s: float | None

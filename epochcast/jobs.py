@@ -63,14 +63,20 @@ Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+
 
 
 class Resources(BaseModel):
-    """What one attempt needs. `gpu_memory_gib`: free GiB wanted on each GPU."""
+    """What one attempt needs: on each of `nodes` hosts so many GPUs, each with `gpu_memory_gib` free."""
 
     model_config = ConfigDict(extra="forbid")
 
     gpus: int = Field(default=0, ge=0, le=100_000, strict=True)
     gpu_memory_gib: FiniteFloat | None = Field(default=None, gt=0, le=1e6)
     nodes: int = Field(default=1, ge=1, le=10_000, strict=True)
-    procs_per_node: int | None = Field(default=None, ge=1, le=1_000, strict=True)
+    procs_per_node: int | None = Field(default=None, ge=1, le=64, strict=True)
+    """Processes on each host; None: one for each GPU, at least one."""
+
+    @property
+    def local_processes(self) -> int:
+        """Processes on each host."""
+        return self.procs_per_node or max(1, self.gpus)
 
 
 class TrainingJobSpec(BaseModel):

@@ -1,10 +1,11 @@
 """The claim: how a supervisor comes to own a placed job, and what it then has."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
-from epochcast.jobs import Status, TrainingJob
+from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
 from shared.archive import transition_entry
 from shared.database import Database
 from shared.event_log import Entry
@@ -59,8 +60,8 @@ def claim(
 ) -> Claim | None:
     """Claims a placed job for `host` with one conditional UPDATE; None: somebody else has it, or it was stopped.
 
-    `threads`: CPU threads per process, kept in the spec at the first claim so that every later attempt computes the
-    same. `identity`: the supervisor that claims.
+    `threads`: CPU threads of a job, divided among its processes and kept in the spec at the first claim so that every
+    later attempt computes the same. `identity`: the supervisor that claims.
     """
     with database.write() as connection:
         # Locked first: the placement must be there after whoever was about to release it has done so.
@@ -76,14 +77,16 @@ def claim(
             "lease_until": now + lease_s,
             "started_at": row.started_at if row.started_at is not None else now,
             "pending_reason": None,
-            "spec": row.spec if row.spec.get("threads") else {**row.spec, "threads": threads},
+            "spec": _with_threads(row.spec, threads),
         }
         claimable = sa.and_(placed, sa.not_(jobs.c.stop_requested), jobs.c.not_before <= now)
         fence = Fence(job_id, row.generation, Status.QUEUED)
         new = apply(connection, fence, values, now, extra=claimable)
         if new is None:
             return None
-        held = list(connection.execute(sa.select(gpus.c.uuid).where(gpus.c.job_id == job_id)).scalars())
+        # In the host's own order: a process takes the GPU of its local rank.
+        cards = sa.select(gpus.c.uuid).where(gpus.c.job_id == job_id).order_by(gpus.c.host, gpus.c.index)
+        held = list(connection.execute(cards).scalars())
         checkpoints = _checkpoints(connection, new)
         connection.execute(
             attempts.insert().values(
@@ -102,6 +105,13 @@ def claim(
         )
         job = training_job(new, hosts_of(connection, [job_id]).get(job_id, []))
         return Claim(job, tuple(held), checkpoints, new.restarts_used, _unannounced(connection, new))
+
+
+def _with_threads(spec: dict[str, Any], threads: int) -> dict[str, Any]:
+    if spec.get("threads"):
+        return spec
+    processes = TrainingJobSpec.model_validate(spec).resources.local_processes
+    return {**spec, "threads": max(1, threads // processes)}
 
 
 def _checkpoints(connection: sa.Connection, row: Row) -> tuple[Checkpoint, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 # Loaded here and not in the forked child, where another thread may have held the loader's lock.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_PR_SET_NAME = 15
 
 
 def dies_with_parent(sign: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
@@ -36,6 +37,11 @@ def hide_memory() -> None:
 def adopt_orphans() -> None:
     """Makes orphaned descendants children of this process instead of init's, so that it can find and end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` call this process (15 bytes): a forked one is else called as what it was forked from."""
+    _LIBC.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def end(process: subprocess.Popen[bytes], grace_s: float) -> int:

@@ -29,7 +29,10 @@ from worker import gpus
 from worker.guard import Guard
 from worker.predecessor import release_predecessors
 from worker.process_tree import boot_id, is_alive, pid_namespace, start_time
-from worker.slots import slots_of
+from worker.slots import slots_of, threads_per_job
+from worker.starting import Starter
+from worker.warm_start import ForkServerKeeper
+from worker.workspace import template_environment
 
 logger = structlog.get_logger(__name__)
 
@@ -54,14 +57,18 @@ class Agent:
         self._dispatcher = Dispatcher(
             settings, self._database, event_log, Poker(settings.broker_url.get_secret_value())
         )
-        self._guard = Guard(settings.work_dir)
+        self._starter = Starter(ForkServerKeeper(template_environment(threads_per_job(settings))))
+        self._guard = Guard(settings.work_dir, self._starter)
         self._ending = threading.Event()
         self._reads_store = True
         psutil.cpu_percent()  # the first call only starts the measurement
 
-    def run(self, *, first: bool, ready_fd: int | None) -> int:
-        """`first`: the worker's first agent, which takes over what its predecessor left; later ones only go on."""
+    def run(self, *, first: bool, warm: bool, ready_fd: int | None) -> int:
+        """`first`: the worker's first agent, which takes over what its predecessor left; later ones only go on. `warm`:
+        has the fork server ready before a job asks for it."""
         signal.signal(signal.SIGTERM, lambda *_: self._ending.set())
+        if warm:
+            self._starter.preload()
         try:
             self._enter(first)
         except HostNameTaken as error:
@@ -223,6 +230,7 @@ def _gpu_states() -> list[GpuState]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", action="store_true", help="take over what an earlier worker of this name left")
+    parser.add_argument("--warm", action="store_true", help="import torch now, not when the first job comes")
     parser.add_argument("--drain", action="store_true", help="only tell the supervisors that the worker shuts down")
     parser.add_argument("--ready-fd", type=int, default=None, help="descriptor to write to once registered")
     arguments = parser.parse_args()
@@ -232,7 +240,9 @@ def main() -> int:
     settings = from_environment()
     Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
     agent = Agent(settings)
-    return agent.run_draining() if arguments.drain else agent.run(first=arguments.first, ready_fd=arguments.ready_fd)
+    if arguments.drain:
+        return agent.run_draining()
+    return agent.run(first=arguments.first, warm=arguments.warm, ready_fd=arguments.ready_fd)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from shared.processes import dies_with_parent, end_with_parent, hide_memory
 from shared.settings import Settings
 from worker import gpus
 from worker.agent import NAME_TAKEN
-from worker.guard import CHECKOUT
 from worker.slots import slots_of
 from worker.tasks import train
+from worker.workspace import CHECKOUT
 
 logger = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class AgentKeeper:
     def start_first(self) -> int | None:
         """Waits until the host is registered. Returns an exit code when it can't be (name taken), else None."""
         ready, told = os.pipe()
-        self._spawn("--first", f"--ready-fd={told}", pass_fds=(told,))
+        self._spawn("--first", "--warm", f"--ready-fd={told}", pass_fds=(told,))
         os.close(told)
         try:
             # As long as SQL is away there is nothing to do but wait; EOF means that the agent ended.
@@ -56,7 +56,7 @@ class AgentKeeper:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         logger.error("the agent died and is started again", code=self._process.returncode)
-        self._spawn()
+        self._spawn("--warm")
 
     def drain(self) -> None:
         """The worker shuts down: the agent tells every supervisor."""

@@ -22,19 +22,20 @@ from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
 from worker.bundles import CodeRejected, place_bundle
 from worker.finishing import Finisher
-from worker.guard import CHECKOUT
 from worker.job_state import JobState
 from worker.journal import Journal
 from worker.lease import LeaseKeeper
 from worker.narrator import Narrator
 from worker.outcome import STORE_PAUSE_S, Cut, Ending, Finish, Outcome, Requeue, decide
 from worker.predecessor import end_leftovers
+from worker.ranks import LOOPBACK, Ranks, free_port
 from worker.recording import Recorder, Uploader
 from worker.reports import SavedFile
 from worker.requests import Requests
 from worker.shipping import Shipper
 from worker.supervisor import Supervisor
 from worker.tree import Tree
+from worker.warm_start import starts_warm
 from worker.workspace import fetch_checkpoints, make_workspace, trainer_environment, write_job_file
 
 logger = structlog.get_logger(__name__)
@@ -101,7 +102,8 @@ class Attempt:
         self._journal = Journal(self._workspace.journal, job.generation, job.owner, own.prev)
         closing.callback(self._journal.close)
         self._journal.append(own.type, own.status, own.payload, None)
-        self._tree = Tree(settings.work_dir, job.job_id)
+        self._ranks = Ranks.of(job.spec.resources)
+        self._tree = Tree(settings.work_dir, job.job_id, self._ranks)
         closing.callback(self._tree.close)
         self._recorder = Recorder(self._record, self._journal, store, self._requests)
         closing.callback(self._recorder.stop)
@@ -125,7 +127,15 @@ class Attempt:
         )
         closing.callback(self._lease.stop)
         self._finisher = Finisher(
-            settings, claimed, self._record, store, self._workspace, self._journal, self._shipper, self._state
+            settings,
+            claimed,
+            self._record,
+            store,
+            self._workspace,
+            self._journal,
+            self._shipper,
+            self._state,
+            self._ranks.here,
         )
 
     def __enter__(self) -> Self:
@@ -181,6 +191,7 @@ class Attempt:
             self._claim.job.spec,
             self._workspace,
             self._tree,
+            self._ranks.here,
             self._socket,
             self._narrator,
             self._uploader,
@@ -201,10 +212,12 @@ class Attempt:
         for complaint in complaints:
             self._narrator.log("WARNING", complaint)
         job_file = write_job_file(self._workspace, job, checkpoints)
-        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, CHECKOUT)
+        ranks = self._ranks.meeting_at(LOOPBACK, free_port()) if self._ranks.ranked else self._ranks
+        env = trainer_environment(self._workspace, self._claim, self._socket.path, job_file, ranks)
         if self._requests.has(Cut.LEASE_LOST):
             raise LeaseLost(f"job {job.job_id}: while it was prepared")
-        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S)
+        warm = starts_warm(self._trainer, job.spec, self._workspace.work)
+        self._tree.start(self._trainer, self._workspace.work, env, self._licence_until, START_S, warm=warm)
 
     def _note_launcher(self) -> None:
         """Which tree a successor has to look for; without SQL the launcher's licence is what remains."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from epochcast.jobs import JobError, TrainingJobSpec
 from worker.narrator import Narrator
 from worker.outcome import Cut
+from worker.output import named
 from worker.recording import LocalCheckpoint, Uploader, judged_loss
 from worker.reports import (
     Checkpointed,
@@ -45,13 +46,16 @@ class Conversation:
         self._tells_epochs = False
         self.merge_at: float | None = None
         self.last_report = time.monotonic()
-        self.failure: JobError | None = None
+        self.failures: list[JobError] = []
+        """What ranks said of their own failure, in the order in which it came."""
         self.model: SavedFile | None = None
 
     def take(self, message: Message) -> None:
         match message:
             case Report():
                 self._take_report(message)
+            case EpochEnded(rank=rank) | Resumed(rank=rank) if rank != 0:
+                return  # all ranks say it, and rank 0 speaks for them
             case EpochEnded(epoch=epoch, total_epochs=total):
                 self._tells_epochs = True
                 if total is not None:
@@ -66,14 +70,14 @@ class Conversation:
                 self._narrator.close_epoch()
                 if self._is_there(saved, "model"):
                     self.model = saved
-            case LogLine(level=level, message=line):
-                self._narrator.log(level, line)
+            case LogLine(level=level, message=line, rank=rank):
+                self._narrator.log(level, named(line, rank))
             case Resumed():
                 self._take_resumed(message)
             case Failure(error=error):
                 self._narrator.close_epoch()
-                # The first rank to fail is the cause; the others' time-outs follow from it.
-                self.failure = self.failure or error
+                if all(error.rank != known.rank for known in self.failures):
+                    self.failures.append(error)
             case Unreadable(why=why):
                 self._narrator.log("WARNING", why)
 

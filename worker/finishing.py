@@ -50,7 +50,9 @@ class Finisher:
         journal: Journal,
         shipper: Shipper,
         state: JobState,
+        ranks: range,
     ) -> None:
+        """`ranks`: those on this host."""
         self._settings = settings
         self._claim = claim
         self._record = record
@@ -59,17 +61,20 @@ class Finisher:
         self._journal = journal
         self._shipper = shipper
         self._state = state
+        self._ranks = ranks
 
     def keep_log(self) -> None:
-        """The attempt's raw output becomes an artifact."""
+        """The attempt's raw output becomes an artifact, one for each trainer that said anything."""
         job = self._claim.job
-        if not self._workspace.output.exists() or self._workspace.output.stat().st_size == 0:
-            return
-        key = f"jobs/{job.job_id}/logs/{job.attempt:04d}.log"
-        try:
-            self._record.add_artifact(self._stored(self._workspace.output, "log", key))
-        except (ArtifactsUnavailable, DatabaseUnavailable, OSError) as error:
-            logger.warning("the attempt's log was not kept", error=str(error))
+        for rank in self._ranks:
+            path = self._workspace.output(rank)
+            if not path.exists() or path.stat().st_size == 0:
+                continue
+            name = f"{job.attempt:04d}-rank-{rank}" if rank else f"{job.attempt:04d}"
+            try:
+                self._record.add_artifact(self._stored(path, "log", f"jobs/{job.job_id}/logs/{name}.log"))
+            except (ArtifactsUnavailable, DatabaseUnavailable, OSError) as error:
+                logger.warning("the attempt's log was not kept", rank=rank, error=str(error))
 
     def upload_model(self, saved: SavedFile) -> NewModel:
         """The model that the trainer saved, in the store. Raises ArtifactsUnavailable after `EPOCHCAST_UPLOAD_S`."""

@@ -8,8 +8,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +25,18 @@ from worker.process_tree import (
     start_time,
     subtrees_except,
 )
+from worker.starting import Start, Starter
 from worker.unix_address import agent_socket, bind_at, peer_pid
 
 logger = structlog.get_logger(__name__)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+# How soon a start that waits for the fork server is looked at again.
+WAITING_S = 0.05
 # The launcher ends its tree within milliseconds of losing its supervisor; this is how long it alone is trusted to.
 LAUNCHER_FIRST_S = 0.5
 _MAX_PACKET = 256 * 1024
+# What the kernel lets one packet carry (SCM_MAX_FD).
+_MAX_DESCRIPTORS = 253
 
 
 @dataclass(eq=False, slots=True)
@@ -52,14 +54,17 @@ class Ward:
 
 
 class Guard:
-    """Serves supervisors of this host. Packets are JSON; `start` brings three descriptors (lifeline, stdout, stderr).
+    """Serves supervisors of this host. Packets are JSON; `start` brings descriptors: lifeline, then stdout and stderr
+    of each trainer.
 
-    In: `start` (job_id, cwd, env, argv, licence), `adopt` (job_id, launcher, started, licence), `licence`, `kill`.
-    Out: `{"launcher": pid, "started": ticks}` or `{"refused": why}`; later `{"nudge": true}`,
-    `{"drain": true}`, and `{"gone": true}` once the launcher and everything that lost it are gone.
+    In: `start` (job_id, cwd, env, argv, licence, first_rank, ranked, warm), `adopt` (job_id, launcher, started,
+    licence), `licence`, `kill`. Out: `{"launcher": pid, "started": ticks}` or `{"refused": why}`; later
+    `{"nudge": true}`, `{"drain": true}`, and `{"gone": true}` once the launcher and all that lost it are gone.
     """
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, starter: Starter) -> None:
+        self._starter = starter
+        self._waiting: list[tuple[Ward, Start]] = []
         self._path = agent_socket(work_dir)
         self._path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -80,11 +85,13 @@ class Guard:
 
     def run_once(self, timeout_s: float = 0.5) -> None:
         """Serves what is waiting, then ends what must not go on."""
-        for key, _ in self._selector.select(timeout_s):
+        for key, _ in self._selector.select(min(timeout_s, WAITING_S) if self._waiting else timeout_s):
             if key.fileobj is self._listener:
                 self._accept()
             else:
                 self._serve(key.data)
+        self._starter.watch()
+        self._start_waiting()
         self._enforce()
         self._reap()
 
@@ -98,6 +105,9 @@ class Guard:
         self._tell({"drain": True}, None)
 
     def close(self) -> None:
+        self._starter.close()
+        for _, start in self._waiting:
+            start.close()
         self._selector.close()
         self._listener.close()
         self._path.unlink(missing_ok=True)
@@ -128,7 +138,7 @@ class Guard:
 
     def _serve(self, ward: Ward) -> None:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(ward.connection, _MAX_PACKET, 3)
+            packet, descriptors, _, _ = socket.recv_fds(ward.connection, _MAX_PACKET, _MAX_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:
@@ -147,11 +157,12 @@ class Guard:
 
     def _obey(self, ward: Ward, order: dict[str, Any], descriptors: list[int]) -> None:
         match order:
-            case {"start": _} if len(descriptors) != 3 or self._draining:
-                reason = "this worker is shutting down" if self._draining else "three descriptors are needed"
+            case {"start": _} if len(descriptors) < 3 or self._draining:
+                reason = "this worker is shutting down" if self._draining else "three descriptors are needed at least"
                 _send(ward.connection, {"refused": reason, "draining": self._draining})
             case {"start": request}:
-                self._start(ward, request, descriptors)
+                ward.job_id, ward.licence_until = int(request["job_id"]), float(request["licence"])
+                self._waiting.append((ward, Start.of(ward.connection, request, descriptors)))
             case {"adopt": request}:
                 self._adopt(ward, request)
             case {"licence": until} if not ward.ordered_killed:
@@ -160,29 +171,38 @@ class Guard:
                 # The launcher got the same order and is given its moment; a frozen one changes nothing.
                 ward.ordered_killed, ward.licence_until = True, boottime_s()
 
-    def _start(self, ward: Ward, request: dict[str, Any], descriptors: list[int]) -> None:
-        arguments = [*map(str, descriptors), str(request["licence"]), request["cwd"], *request["argv"]]
+    def _start_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for ward, start in waiting:
+            if ward.orphaned_at is None and not self._draining and self._starter.must_wait(start):
+                self._waiting.append((ward, start))
+                continue
+            try:
+                if ward.orphaned_at is None:
+                    self._start(ward, start)
+            finally:
+                start.close()
+
+    def _start(self, ward: Ward, start: Start) -> None:
+        if self._draining:
+            _send(ward.connection, {"refused": "this worker is shutting down", "draining": True})
+            return
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker.launcher", *arguments],
-                cwd=CHECKOUT,
-                env=request["env"],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                close_fds=True,
-            )
+            launcher = self._starter.start(start, self._launchers())
         except OSError as error:
             _send(ward.connection, {"refused": f"the launcher could not be started: {error}"})
             return
-        ward.job_id = int(request["job_id"])
-        process.returncode = 0  # reap_children collects it; Popen must not wait for it as well
-        ward.launcher = process.pid
-        ward.started = start_time(process.pid) or 0
-        ward.licence_until = float(request["licence"])
+        ward.launcher, ward.started = launcher, start_time(launcher) or 0
         # The answer first: from here on other threads may tell this supervisor something.
         _send(ward.connection, {"launcher": ward.launcher, "started": ward.started})
         with self._lock:
             self._wards.append(ward)
+
+    def _launchers(self) -> set[int]:
+        """Those that live."""
+        with self._lock:
+            wards = list(self._wards)
+        return {ward.launcher for ward in wards if is_alive(ward.launcher, ward.started)}
 
     def _adopt(self, ward: Ward, request: dict[str, Any]) -> None:
         """A supervisor whose agent died comes to the new one, so that its tree has two kill switches again."""
@@ -228,10 +248,10 @@ class Guard:
         reap_children()
         with self._lock:
             wards = list(self._wards)
-        launchers = {ward.launcher for ward in wards if is_alive(ward.launcher, ward.started)}
+        launchers = self._launchers()
         # Only our own children can be strays: what a live launcher's processes fork stays below that launcher. One look
         # at /proc, because between two a healthy new process would show as a stray.
-        strays = subtrees_except(os.getpid(), launchers)
+        strays = subtrees_except(os.getpid(), launchers | self._starter.own_processes)
         for pid in strays:
             send(pid, signal.SIGKILL)
         if strays:

@@ -1,8 +1,8 @@
-"""The launcher: starts one attempt's trainer and holds the kill switch of its process tree.
+"""The launcher: starts one attempt's trainers and holds the kill switch of their process tree.
 
-A process of its own that never computes: whatever the trainer does to the interpreter lock, this one answers. It ends
-the whole tree when the lifeline to the supervisor closes or the licence runs out, and says how the trainer ended.
-Standard library only, so that it is there within milliseconds.
+A process of its own that never computes: whatever a trainer does to the interpreter lock, this one answers. It ends
+the whole tree when the lifeline to the supervisor closes, the licence runs out or a trainer fails, and says how.
+Standard library only, so that it is there within milliseconds; the fork server runs it in a child of its own.
 """
 
 import contextlib
@@ -13,9 +13,11 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from shared.processes import adopt_orphans, dies_with_parent
+from shared.processes import adopt_orphans, dies_with_parent, name_process
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
 
 STUCK_AFTER_S = 60.0
@@ -23,51 +25,94 @@ IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MAX_PACKET = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to start: one trainer for each pair of `streams` (stdout, stderr), the first of them as `first_rank`.
+
+    `ranked`: each is told its rank, by the names that torchrun uses.
+    """
+
+    lifeline: int
+    streams: Sequence[tuple[int, int]]
+    licence: float
+    cwd: str
+    argv: Sequence[str]
+    first_rank: int = 0
+    ranked: bool = False
+
+    @classmethod
+    def from_request(cls, request: dict[str, Any], descriptors: Sequence[int]) -> "Order":
+        """`descriptors`: lifeline, then stdout and stderr of each trainer. Raises KeyError, TypeError, ValueError."""
+        lifeline, *ends = descriptors
+        return cls(
+            lifeline,
+            list(zip(ends[::2], ends[1::2], strict=True)),
+            float(request["licence"]),
+            str(request["cwd"]),
+            [str(word) for word in request["argv"]],
+            int(request["first_rank"]),
+            bool(request["ranked"]),
+        )
+
+
 class Launcher:
     """One attempt's kill switch. `lifeline`: SEQPACKET socket to the supervisor, JSON packets both ways.
 
-    In: `{"licence": <CLOCK_BOOTTIME seconds>}`, `{"signal": "SIGTERM"}`, `{"kill": true}`.
-    Out: `{"trainer": pid}`, `{"exit": code, "cut": why}` (negative: signal) once the last process is gone, with the
-    reason if this launcher ended it (`licence`, `orphaned`, `ordered`); `{"stuck": true}` when one won't die within
-    60 s of SIGKILL.
+    In: `{"licence": <CLOCK_BOOTTIME seconds>}`, `{"signal": "SIGTERM"}` (to every trainer), `{"kill": true}`.
+    Out: `{"trainers": [pid, …]}`, `{"exit": code, "rank": r, "cut": why}` (negative: signal) once the last process is
+    gone: 0, or the code of the first trainer that failed and its rank, with the reason if this launcher ended it
+    (`licence`, `orphaned`, `ordered`); `{"stuck": true}` when one won't die within 60 s of SIGKILL.
     """
 
     def __init__(self, lifeline: socket.socket, licence_until: float) -> None:
         self._lifeline = lifeline
         self._licence_until = licence_until
-        self._trainer = 0
+        self._trainers: dict[int, int] = {}
         self._exit: int | None = None
+        self._rank = 0
+        self._asked_to_stop = False
         self._cut: str | None = None
 
-    def run(self, argv: list[str], cwd: str, stdout: int, stderr: int) -> int:
+    def run(self, order: Order, become: Callable[[Order], None]) -> int:
+        """`become`: what a forked trainer does; it never returns."""
         adopt_orphans()
-        self._trainer = _start(argv, cwd, stdout, stderr)
-        os.close(stdout)
-        os.close(stderr)
-        self._say({"trainer": self._trainer})
-        while self._exit is None and self._cut is None:
+        for local, streams in enumerate(order.streams):
+            rank = order.first_rank + local
+            self._trainers[_start(order, become, local, streams, self._lifeline)] = rank
+        for descriptor in (end for streams in order.streams for end in streams):
+            os.close(descriptor)
+        self._say({"trainers": list(self._trainers)})
+        while self._goes_on():
             self._wait()
             self._collect()
-        # Also after an orderly exit: what the trainer left behind (data loaders, forked daemons) goes with it.
+        # Also after an orderly exit: what a trainer left behind (data loaders, forked daemons) goes with it.
         self._end_tree()
-        self._say({"exit": self._exit, "cut": self._cut})
+        self._say({"exit": self._exit, "rank": self._rank, "cut": self._cut})
         return 0
 
+    def _goes_on(self) -> bool:
+        if self._cut is not None or not self._trainers:
+            return False
+        # One that failed takes the others along, which would wait for it in their next collective call; unless all
+        # were asked to stop: then each ends in its own time, and rank 0 may still be writing the checkpoint.
+        return self._asked_to_stop or not self._exit
+
     def _wait(self) -> None:
-        """Until something happens: a packet, the trainer's end, the licence's end; at most a second."""
+        """Until something happens: a packet, a trainer's end, the licence's end; at most a second."""
         left_s = self._licence_until - boottime_s()
         if left_s <= 0 and not select.select([self._lifeline], [], [], 0)[0]:
             # Nothing waits unread: a launcher that was itself frozen may find its renewals here.
             self._cut = "licence"
             return
+        watched: list[int] = []
         try:
-            watched = os.pidfd_open(self._trainer)
+            watched += (os.pidfd_open(pid) for pid in self._trainers)
+            readable, _, _ = select.select([self._lifeline.fileno(), *watched], [], [], max(0.0, min(left_s, 1.0)))
         except ProcessLookupError:
             return
-        try:
-            readable, _, _ = select.select([self._lifeline.fileno(), watched], [], [], max(0.0, min(left_s, 1.0)))
         finally:
-            os.close(watched)
+            for descriptor in watched:
+                os.close(descriptor)
         if self._lifeline.fileno() in readable:
             self._obey()
 
@@ -83,14 +128,19 @@ class Launcher:
         if "licence" in order:
             self._licence_until = max(self._licence_until, float(order["licence"]))
         if "signal" in order:
-            send(self._trainer, signal.Signals[order["signal"]])
+            self._asked_to_stop |= order["signal"] == "SIGTERM"
+            for pid in self._trainers:
+                send(pid, signal.Signals[order["signal"]])
         if order.get("kill"):
             self._cut = "ordered"
 
     def _collect(self) -> None:
         for pid, status in reap_children():
-            if pid == self._trainer:
-                self._exit = os.waitstatus_to_exitcode(status)
+            if pid not in self._trainers:
+                continue
+            rank, code = self._trainers.pop(pid), os.waitstatus_to_exitcode(status)
+            if not self._exit:  # none has ended yet, or all well
+                self._exit, self._rank = code, rank if code else 0
 
     def _end_tree(self) -> None:
         own = os.getpid()
@@ -109,8 +159,10 @@ class Launcher:
             self._lifeline.send(json.dumps(packet).encode())
 
 
-def _start(argv: list[str], cwd: str, stdout: int, stderr: int) -> int:
-    """Forks and execs the trainer: own session, default signals, ended by the kernel when this process ends."""
+def _start(
+    order: Order, become: Callable[[Order], None], local: int, streams: tuple[int, int], lifeline: socket.socket
+) -> int:
+    """Forks one trainer: own session, default signals, ended by the kernel when this process ends."""
     prepare = dies_with_parent()
     # A stop that comes between the fork and the child's own handling would be ignored as the launcher ignores it: it
     # waits until the child has the default, and ends it then.
@@ -127,14 +179,31 @@ def _start(argv: list[str], cwd: str, stdout: int, stderr: int) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         _prefer_as_oom_victim()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.chdir(cwd)
+        lifeline.close()
+        os.chdir(order.cwd)
         null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
+        for source, target in ((null, 0), (streams[0], 1), (streams[1], 2)):
             os.dup2(source, target)
         os.closerange(3, 65536)
-        os.execv(argv[0], argv)
+        if order.ranked:
+            rank = str(order.first_rank + local)
+            os.environ.update(RANK=rank, ROLE_RANK=rank, LOCAL_RANK=str(local))
     except BaseException as error:
-        os.write(2, f"the trainer could not be started: {error}\n".encode())
+        _give_up(error)
+    become(order)
+    raise AssertionError("a trainer goes no further")
+
+
+def execute(order: Order) -> None:
+    """The trainer as a new program."""
+    try:
+        os.execv(order.argv[0], list(order.argv))
+    except OSError as error:
+        _give_up(error)
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    os.write(2, f"the trainer could not be started: {error}\n".encode())
     os._exit(127)
 
 
@@ -144,16 +213,22 @@ def _prefer_as_oom_victim() -> None:
         file.write("500")
 
 
-def main(arguments: list[str]) -> int:
-    """`lifeline_fd stdout_fd stderr_fd licence_until cwd argv…`"""
-    lifeline_fd, stdout, stderr = (int(argument) for argument in arguments[:3])
+def launch(order: Order, become: Callable[[Order], None]) -> int:
+    """In a process of its own, to the end of what it starts."""
+    name_process("ec-launcher")
     # A terminal's Ctrl-C or a group's SIGTERM is for the worker to answer; this process ends with its lifeline.
     for sign in IGNORED:
         signal.signal(sign, signal.SIG_IGN)
     os.setsid()
-    lifeline = socket.socket(fileno=lifeline_fd)
-    os.set_inheritable(lifeline_fd, False)
-    return Launcher(lifeline, float(arguments[3])).run(arguments[5:], arguments[4], stdout, stderr)
+    lifeline = socket.socket(fileno=order.lifeline)
+    os.set_inheritable(order.lifeline, False)
+    return Launcher(lifeline, order.licence).run(order, become)
+
+
+def main(arguments: list[str]) -> int:
+    """`request descriptor…`: the request as JSON, as the agent got it."""
+    request, *descriptors = arguments
+    return launch(Order.from_request(json.loads(request), [int(number) for number in descriptors]), execute)
 
 
 if __name__ == "__main__":

@@ -27,23 +27,30 @@ class OutputFile:
 
 
 class OutputStream:
-    """One pipe of the trainer."""
+    """One pipe of a trainer, whose bytes are kept in `output`; `rank` other than 0 is named in each line."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, rank: int, output: OutputFile) -> None:
         self.descriptor = descriptor
         self.is_closed = False
+        self._rank = rank
+        self._output = output
         self._splitter = LineSplitter()
         self._levels = LevelReader()
 
-    def read(self, output: OutputFile) -> Iterator[tuple[Level, str]]:
+    def read(self) -> Iterator[tuple[Level, str]]:
         """The lines that have come in, each with its level; at the pipe's end what stands behind the last newline."""
         try:
             block = os.read(self.descriptor, _READ_BYTES)
         except BlockingIOError:
             return
         if block:
-            output.write(block)
+            self._output.write(block)
         else:
             self.is_closed = True
         for line in self._splitter.feed(block) if block else self._splitter.finish():
-            yield self._levels.level_of(line), line
+            yield self._levels.level_of(line), named(line, self._rank)
+
+
+def named(line: str, rank: int) -> str:
+    """A log line with the rank it came from, unless that is 0, which speaks for all."""
+    return f"[rank {rank}] {line}" if rank else line

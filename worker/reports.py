@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from epochcast.jobs import JobError, Metrics
 from worker.attempt_socket import inside
@@ -67,6 +67,12 @@ class EpochEnded(_Packet):
 
 class Failure(_Packet):
     error: JobError
+
+    @model_validator(mode="after")
+    def _of_its_rank(self) -> Self:
+        if self.error.rank is None:
+            self.error.rank = self.rank
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from shared.settings import Settings
 from worker.attempt_socket import AttemptSocket, packets
 from worker.conversation import Conversation
 from worker.failures import from_exit
+from worker.first_failure import cause_of
 from worker.narrator import Narrator
 from worker.out_of_memory import count_oom_kills
 from worker.outcome import Cut, Ending
@@ -47,6 +48,7 @@ class Supervisor:
         spec: TrainingJobSpec,
         workspace: Workspace,
         tree: Tree,
+        ranks: range,
         attempt_socket: AttemptSocket,
         narrator: Narrator,
         uploader: Uploader,
@@ -61,8 +63,12 @@ class Supervisor:
         self._wake_lease = wake_lease
         self._selector = selectors.DefaultSelector()
         self._requests = requests
-        self._open_streams = {OutputStream(tree.stdout), OutputStream(tree.stderr)}
-        self._output = OutputFile(workspace.output)
+        self._outputs = [OutputFile(workspace.output(rank)) for rank in ranks]
+        self._open_streams = {
+            OutputStream(descriptor, rank, output)
+            for rank, output, ends in zip(ranks, self._outputs, tree.streams, strict=True)
+            for descriptor in ends
+        }
         self._connections: set[socket.socket] = set()
         self._conversation = Conversation(spec, workspace.out, narrator, uploader, self._end)
         self._oom_kills = count_oom_kills()
@@ -94,7 +100,8 @@ class Supervisor:
             self._drain()
         finally:
             self._selector.close()
-            self._output.close()
+            for output in self._outputs:
+                output.close()
             for connection in self._connections:
                 connection.close()
         return self._ending()
@@ -131,7 +138,7 @@ class Supervisor:
 
     def _read_output(self, stream: OutputStream) -> None:
         """Lines to the log, raw bytes to the log file: what the event log drops in a flood is kept there."""
-        for level, line in stream.read(self._output):
+        for level, line in stream.read():
             self._narrator.log(level, line)
         if stream.is_closed:
             self._selector.unregister(stream.descriptor)
@@ -248,15 +255,29 @@ class Supervisor:
                 code if code is not None else -signal.SIGKILL,
                 oom_kills=count_oom_kills() - self._oom_kills,
                 epoch=job.current_epoch or None,
+                rank=self._tree.exit_rank,
             )
         return Ending(
             exit_code=code,
             cut=self.cut,
             cut_error=self._located(self.cut_error),
-            failure=self._located(self._conversation.failure),
+            failure=self._located(self._first_failure(exit_error)),
             exit_error=self._located(exit_error),
             finished_all_epochs=job.current_epoch >= job.total_epochs,
         )
+
+    def _first_failure(self, exit_error: JobError | None) -> JobError | None:
+        """What the rank that is to blame said of itself; None where it could say nothing. The others' go to the log."""
+        told = self._conversation.failures
+        known = list(told)
+        if exit_error is not None and self.cut is None and all(error.rank != exit_error.rank for error in told):
+            known.append(exit_error)
+        cause = cause_of(known)
+        for error in told:
+            if error is not cause:
+                line = f"rank {error.rank} then failed too: {error.message}"
+                self._narrator.log("WARNING", line)
+        return None if cause is exit_error else cause
 
     def _located(self, error: JobError | None) -> JobError | None:
         if error is None:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
 import redis
@@ -19,11 +18,9 @@ from shared.settings import Settings
 from worker.attempt import Attempt, AttemptFailed, Connections
 from worker.process_tree import boot_id, boottime_s, pid_namespace, start_time
 from worker.slots import threads_per_job
+from worker.workspace import TRAINER
 
 logger = structlog.get_logger(__name__)
-
-# -P: the working folder holds the user's files, and one named `worker` would be imported instead.
-TRAINER = (sys.executable, "-P", "-m", "worker.trainer")
 
 
 def train(settings: Settings, job_id: int, trainer: Sequence[str] = TRAINER) -> None:

@@ -17,6 +17,7 @@ from epochcast.integrations.link import has_spoken
 from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
 from epochcast.reporting import AttemptSocket, Disconnected
+from shared.processes import name_process
 from worker import failures
 from worker.environments import EnvironmentFailed, environment_for, is_inside
 
@@ -29,6 +30,7 @@ def main() -> int:
     if job is None or (job.recipe is None and job.script is None):
         print("EPOCHCAST_SOCKET and EPOCHCAST_JOB must name a supervisor and a job with a script", file=sys.stderr)
         return 2
+    name_process("ec-trainer")
     os.environ.update(job.env)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     faulthandler.register(signal.SIGUSR2)  # and so does the supervisor's question what a silent script is doing

@@ -9,40 +9,67 @@ from typing import Any
 
 from worker.agent_line import AgentLine, AgentUnavailable
 from worker.process_tree import is_alive
+from worker.ranks import Ranks
 
 _MAX_PACKET = 4096
 
 
 class Tree:
-    """Lifeline to the launcher, line to the agent, and the read ends of the trainer's stdout and stderr."""
+    """Lifeline to the launcher, line to the agent, and the read ends of each trainer's stdout and stderr."""
 
-    def __init__(self, work_dir: Path, job_id: int) -> None:
+    def __init__(self, work_dir: Path, job_id: int, ranks: Ranks) -> None:
         self._job_id = job_id
         self._work_dir = work_dir
+        self._ranks = ranks
         self.agent = AgentLine(work_dir)
         self.lifeline, self._launcher_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Orders must never block their sender, whatever the launcher does.
         self.lifeline.setblocking(False)
-        self.stdout, self._stdout_end = os.pipe()
-        self.stderr, self._stderr_end = os.pipe()
         self._far_ends = contextlib.ExitStack()
         self._far_ends.callback(self._launcher_end.close)
-        for near, far in ((self.stdout, self._stdout_end), (self.stderr, self._stderr_end)):
-            os.set_blocking(near, False)
-            self._far_ends.callback(os.close, far)
+        self._near_ends = contextlib.ExitStack()
+        self._stream_ends: list[int] = []
+        self.streams: list[tuple[int, int]] = [(self._pipe(), self._pipe()) for _ in range(ranks.local)]
         self.launcher, self.started = 0, 0
         self.licence_until = 0.0
         self.exit_code: int | None = None
+        self.exit_rank = 0
         self.is_gone = False
         self.cut_by_licence = False
         self.is_stuck = False
 
-    def start(self, argv: list[str], cwd: Path, env: dict[str, str], licence_until: float, timeout_s: float) -> None:
-        """Has the agent start the launcher. Raises AgentUnavailable."""
+    def _pipe(self) -> int:
+        """The read end of a new pipe, whose write end goes to the launcher."""
+        near, far = os.pipe()
+        self._near_ends.callback(os.close, near)
+        self._far_ends.callback(os.close, far)
+        os.set_blocking(near, False)
+        self._stream_ends.append(far)
+        return near
+
+    def start(
+        self,
+        argv: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        licence_until: float,
+        timeout_s: float,
+        *,
+        warm: bool,
+    ) -> None:
+        """Has the agent start the launcher; `warm`: forked, if the host can. Raises AgentUnavailable."""
         self.licence_until = max(self.licence_until, licence_until)
-        licence_until = self.licence_until
-        request = {"job_id": self._job_id, "cwd": str(cwd), "env": env, "argv": argv, "licence": licence_until}
-        ends = [self._launcher_end.fileno(), self._stdout_end, self._stderr_end]
+        request = {
+            "job_id": self._job_id,
+            "cwd": str(cwd),
+            "env": env,
+            "argv": argv,
+            "licence": self.licence_until,
+            "first_rank": self._ranks.first,
+            "ranked": self._ranks.ranked,
+            "warm": warm,
+        }
+        ends = [self._launcher_end.fileno(), *self._stream_ends]
         try:
             self.agent.connect(timeout_s)
             self.launcher, self.started = self.agent.start(request, ends, timeout_s)
@@ -58,11 +85,11 @@ class Tree:
         self.agent.tell({"licence": licence_until})
 
     def ask_to_stop(self) -> None:
-        """SIGTERM to the trainer's top process: it checkpoints and ends."""
+        """SIGTERM to every trainer: they checkpoint and end."""
         self._order({"signal": "SIGTERM"})
 
     def dump_stacks(self) -> None:
-        """SIGUSR2: the trainer's faulthandler writes every thread's stack to its stderr, and so into the log."""
+        """SIGUSR2: each trainer's faulthandler writes every thread's stack to its stderr, and so into the log."""
         self._order({"signal": "SIGUSR2"})
 
     def kill(self) -> None:
@@ -89,7 +116,7 @@ class Tree:
                 return False
             packet = json.loads(data)
             if "exit" in packet:
-                self.exit_code, self.is_gone = packet["exit"], True
+                self.exit_code, self.exit_rank, self.is_gone = packet["exit"], packet["rank"], True
                 self.cut_by_licence = packet["cut"] == "licence"
             if packet.get("stuck"):
                 self.is_stuck = True
@@ -113,5 +140,4 @@ class Tree:
         self._far_ends.close()
         self.lifeline.close()
         self.agent.close()
-        for descriptor in (self.stdout, self.stderr):
-            os.close(descriptor)
+        self._near_ends.close()

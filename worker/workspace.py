@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,11 @@ from epochcast.jobs import TrainingJob
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable, FileMissing, sha256_of
 from shared.claims import Claim
 from shared.settings import Settings
+from worker.ranks import Ranks
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+# -P: the working folder holds the user's files, and one named `worker` would be imported instead.
+TRAINER = (sys.executable, "-P", "-m", "worker.trainer")
 FETCH_S = 60.0
 # What a trainer's environment is made of: names a training script has a use for, and nothing of the platform's own.
 ALLOWED = (
@@ -50,9 +55,9 @@ class Workspace:
     def journal(self) -> Path:
         return self.root / "journal"
 
-    @property
-    def output(self) -> Path:
-        return self.root / "output.log"
+    def output(self, rank: int) -> Path:
+        """Where a trainer's raw output is kept."""
+        return self.root / f"output-{rank}.log"
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -140,26 +145,42 @@ def write_job_file(workspace: Workspace, job: TrainingJob, checkpoints: list[dic
     return path
 
 
-def trainer_environment(
-    workspace: Workspace, claim: Claim, socket_path: Path, job_file: Path, checkout: Path
-) -> dict[str, str]:
-    """The allow-listed environment of the trainer: no credential of the platform is in it."""
+def host_environment() -> dict[str, str]:
+    """What every trainer of this host is given, and the fork server that they come from: allow-listed names and our
+    own, and no credential of the platform."""
     kept = {name: value for name, value in os.environ.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)}
     return kept | {
-        "CUDA_VISIBLE_DEVICES": ",".join(claim.gpus),
-        "EPOCHCAST_JOB": str(job_file),
-        "EPOCHCAST_SOCKET": str(socket_path),
-        "OMP_NUM_THREADS": str(claim.job.spec.threads or 1),
         "PYTHONHASHSEED": "0",
         # Threads that wait for each other without spinning: on two busy cores an epoch of a small network took 0.5 s
         # instead of 1 to 4 (2026-11-23).
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": str(checkout),
+        "PYTHONPATH": str(CHECKOUT),
         "PYTHONUNBUFFERED": "1",
-        # What torch and data loaders leave in a temporary folder goes with the attempt.
-        "TMPDIR": str(workspace.temporary),
         # Asks NVML whether there are GPUs: the CUDA runtime would be initialised in a process that may still fork.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         # cuBLAS computes the same bits twice only with a fixed workspace (its documentation, "Reproducibility").
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
+
+
+def trainer_environment(
+    workspace: Workspace, claim: Claim, socket_path: Path, job_file: Path, ranks: Ranks
+) -> dict[str, str]:
+    """The whole environment of an attempt's trainers."""
+    # One name for all that these processes share on any host, and for no other attempt.
+    meeting = ranks.environment(f"epochcast-{claim.job.job_id}-{claim.job.generation}")
+    own = {
+        "CUDA_VISIBLE_DEVICES": ",".join(claim.gpus),
+        "EPOCHCAST_JOB": str(job_file),
+        "EPOCHCAST_SOCKET": str(socket_path),
+        "OMP_NUM_THREADS": str(claim.job.spec.threads or 1),
+        # What torch and data loaders leave in a temporary folder goes with the attempt.
+        "TMPDIR": str(workspace.temporary),
+    }
+    return meeting | host_environment() | own
+
+
+def template_environment(threads: int) -> dict[str, str]:
+    """The fork server's. `threads`: those of most jobs of this host; a trainer is given its own."""
+    # OpenBLAS starts its threads when it is loaded, and a process with threads must not be forked.
+    return host_environment() | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}

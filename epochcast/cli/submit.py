@@ -45,8 +45,11 @@ def submit(
     epochs: Annotated[int | None, typer.Option(help="How many epochs (default: the recipe's; a script: 1).")] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="What to call the job.")] = None,
     seed: Annotated[int | None, typer.Option(help="For data split, weights and order (default: 0).")] = None,
-    gpus: Annotated[int | None, typer.Option(help="How many GPUs (default: 0).")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many GPUs on each host (default: 0).")] = None,
     nodes: Annotated[int | None, typer.Option(help="How many hosts (default: 1).")] = None,
+    procs_per_node: Annotated[
+        int | None, typer.Option(help="Processes on each host (default: one for each GPU, at least 1).")
+    ] = None,
     gpu_memory: Annotated[float | None, typer.Option(metavar="GIB", help="Free memory wanted on each GPU.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000 to 1000 (default: 0).")] = None,
     max_restarts: Annotated[int | None, typer.Option(help="Further tries after a failure (default: 0).")] = None,
@@ -80,6 +83,7 @@ def submit(
         "gpus": gpus,
         "gpu_memory_gib": gpu_memory,
         "nodes": nodes,
+        "procs_per_node": procs_per_node,
         "priority": priority,
         "max_restarts": max_restarts,
         "max_runtime_s": max_runtime,

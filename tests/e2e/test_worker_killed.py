@@ -69,7 +69,7 @@ def wait_for_checkpoint(platform: Platform, job_id: int) -> None:
 def kill_and_see_the_tree_end(platform: Platform) -> None:
     worker = worker_of(platform)
     tree = worker.children(recursive=True)
-    assert any("worker.trainer" in process.cmdline() for process in tree)
+    assert any(process.name() == "ec-trainer" for process in tree)
     worker.kill()
     wait_until(lambda: not [p for p in tree if is_running(p)], "the end of every process of the worker", timeout_s=2)
 

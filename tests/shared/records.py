@@ -13,9 +13,11 @@ from shared.tables import jobs
 IDENTITY = ProcessIdentity("boot", "namespace", 1, 1)
 
 
-def spec(total_epochs: int = 10, gpus: int = 0, **fields: object) -> TrainingJobSpec:
-    content = {"recipe": "image-classifier", "total_epochs": total_epochs, **fields}
-    return TrainingJobSpec.model_validate(content).model_copy(update={"resources": Resources(gpus=gpus)})
+def spec(total_epochs: int = 10, **fields: object) -> TrainingJobSpec:
+    """`fields`: those of the spec, and of its resources."""
+    resources = {name: fields.pop(name) for name in Resources.model_fields if name in fields}
+    content = {"recipe": "image-classifier", "total_epochs": total_epochs, "resources": resources, **fields}
+    return TrainingJobSpec.model_validate(content)
 
 
 def host_state(name: str = "host-1", slots: int = 2, gpus: int = 0, free_gib: float = 40.0) -> HostState:

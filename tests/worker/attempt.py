@@ -5,7 +5,8 @@ import sys
 from shared import logs
 from shared.processes import end_with_parent
 from shared.settings import from_environment
-from worker.tasks import TRAINER, train
+from worker.tasks import train
+from worker.workspace import TRAINER
 
 if __name__ == "__main__":
     end_with_parent()

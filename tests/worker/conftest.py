@@ -11,15 +11,15 @@ from tests.worker.host import Host
 
 @pytest.fixture
 def make_host(sqlite_settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Host]]:
-    """Makes a host with its agent running; keyword arguments change its settings."""
+    """Makes a host with its agent running, started with the arguments; keyword arguments change its settings."""
     hosts: list[Host] = []
 
-    def make(**changes: object) -> Host:
+    def make(*arguments: str, **changes: object) -> Host:
         settings = Settings.model_validate({**sqlite_settings.model_dump(exclude_unset=True), **changes})
         settings.work_dir.mkdir(parents=True, exist_ok=True)
         host = Host(settings, tmp_path)
         hosts.append(host)
-        host.start_agent("--first")
+        host.start_agent("--first", *arguments)
         return host
 
     yield make

@@ -23,7 +23,9 @@ FAMILY = (
 
 
 class Launched:
-    def __init__(self, code: str, folder: Path, licence_s: float, early: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, code: str, folder: Path, licence_s: float, early: dict[str, Any] | None = None, processes: int = 1
+    ) -> None:
         """`early`: an order that waits on the lifeline before the launcher is there."""
         self.lifeline, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if early is not None:
@@ -31,16 +33,25 @@ class Launched:
         self.lifeline.settimeout(20)
         self.stdout, stdout_end = os.pipe()
         stderr_end = os.dup(stdout_end)
-        arguments = [far_end.fileno(), stdout_end, stderr_end, boottime_s() + licence_s, folder]
+        descriptors = [far_end.fileno(), *[stdout_end, stderr_end] * processes]
+        descriptors[1:] = [os.dup(end) for end in descriptors[1:]]
+        request = {
+            "licence": boottime_s() + licence_s,
+            "cwd": str(folder),
+            "argv": [sys.executable, "-c", code],
+            "first_rank": 0,
+            "ranked": processes > 1,
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.launcher", *map(str, arguments), sys.executable, "-c", code],
+            [sys.executable, "-m", "worker.launcher", json.dumps(request), *map(str, descriptors)],
             cwd=CHECKOUT,
-            pass_fds=[far_end.fileno(), stdout_end, stderr_end],
+            pass_fds=descriptors,
         )
         far_end.close()
-        os.close(stdout_end)
-        os.close(stderr_end)
-        self.trainer = int(self.hear()["trainer"])
+        for descriptor in (stdout_end, stderr_end, *descriptors[1:]):
+            os.close(descriptor)
+        self.trainers: list[int] = self.hear()["trainers"]
+        self.trainer = self.trainers[0]
 
     def hear(self) -> dict[str, Any]:
         packet: dict[str, Any] = json.loads(self.lifeline.recv(4096))
@@ -69,8 +80,8 @@ class Launched:
 def launch(tmp_path: Path) -> Iterator[Any]:
     launched: list[Launched] = []
 
-    def start(code: str, licence_s: float = 60, early: dict[str, Any] | None = None) -> Launched:
-        launched.append(Launched(code, tmp_path, licence_s, early))
+    def start(code: str, licence_s: float = 60, early: dict[str, Any] | None = None, processes: int = 1) -> Launched:
+        launched.append(Launched(code, tmp_path, licence_s, early, processes))
         return launched[-1]
 
     yield start
@@ -85,7 +96,7 @@ def assert_gone(*pids: int) -> None:
 def test_the_trainers_end_takes_along_what_it_left(launch: Any) -> None:
     launched = launch(FAMILY.format(rest="sys.exit(7)"))
     grandchild = launched.grandchild()
-    assert launched.hear() == {"exit": 7, "cut": None}
+    assert launched.hear() == {"exit": 7, "rank": 0, "cut": None}
     assert start_time(grandchild) is None, "gone before the exit was said"
 
 
@@ -102,7 +113,7 @@ def test_a_licence_that_runs_out_ends_the_tree_unless_it_was_renewed(launch: Any
     grandchild = launched.grandchild()
     renewed_until = boottime_s() + 2.5
     launched.tell(licence=renewed_until)
-    assert launched.hear() == {"exit": -9, "cut": "licence"}
+    assert launched.hear() == {"exit": -9, "rank": 0, "cut": "licence"}
     assert boottime_s() >= renewed_until
     assert_gone(launched.trainer, grandchild)
 
@@ -115,14 +126,14 @@ def test_signals_go_to_the_trainer_only_and_a_kill_to_everything(launch: Any) ->
     assert launched.read_line() == b"asked\n"
     assert start_time(grandchild) is not None
     launched.tell(kill=True)
-    assert launched.hear() == {"exit": -9, "cut": "ordered"}
+    assert launched.hear() == {"exit": -9, "rank": 0, "cut": "ordered"}
     assert_gone(launched.trainer, grandchild)
 
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_stop_that_was_asked_before_the_trainer_is_there_ends_it(launch: Any, attempt: int) -> None:
     launched = launch("import time; time.sleep(600)", early={"signal": "SIGTERM"})
-    assert launched.hear() == {"exit": -15, "cut": None}
+    assert launched.hear() == {"exit": -15, "rank": 0, "cut": None}
 
 
 def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:
@@ -130,5 +141,33 @@ def test_a_frozen_trainer_is_ended_all_the_same(launch: Any) -> None:
     grandchild = launched.grandchild()
     os.kill(launched.trainer, signal.SIGSTOP)
     launched.tell(kill=True)
-    assert launched.hear() == {"exit": -9, "cut": "ordered"}
+    assert launched.hear() == {"exit": -9, "rank": 0, "cut": "ordered"}
     assert_gone(grandchild)
+
+
+def test_each_process_is_told_its_rank_and_all_that_end_well_are_a_success(launch: Any) -> None:
+    launched = launch(
+        "import os; os.write(1, f\"{os.environ['RANK']} {os.environ['LOCAL_RANK']}\\n\".encode())", processes=3
+    )
+    assert sorted(launched.read_line() for _ in range(3)) == [b"0 0\n", b"1 1\n", b"2 2\n"]
+    assert launched.hear() == {"exit": 0, "rank": 0, "cut": None}
+
+
+def test_the_first_process_that_fails_takes_the_others_along_and_is_named(launch: Any) -> None:
+    launched = launch("import os, sys, time; os.environ['RANK'] == '2' and sys.exit(5); time.sleep(600)", processes=4)
+    assert launched.hear() == {"exit": 5, "rank": 2, "cut": None}
+    assert_gone(*launched.trainers)
+
+
+def test_after_a_stop_each_process_ends_in_its_own_time(launch: Any) -> None:
+    code = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3) if os.environ["RANK"] == "1" else sys.exit(time.sleep(0.5)))
+os.write(1, b"ready\\n")
+while True:
+    time.sleep(1)
+"""
+    launched = launch(code, processes=2)
+    assert [launched.read_line(), launched.read_line()] == [b"ready\n"] * 2
+    launched.tell(signal="SIGTERM")
+    assert launched.hear() == {"exit": 3, "rank": 1, "cut": None}

@@ -1,0 +1,167 @@
+"""The fork server: a process that has imported torch, computes nothing, and forks the launchers of warm attempts.
+
+`python -m worker.fork_server FD`, started by the agent, which asks over the SEQPACKET socket FD. Each launcher forks
+its trainers, which so begin with everything imported: a first optimizer step milliseconds after the request, where a
+new Python needs seconds. Bundles with an environment of their own start cold (worker/warm_start.py decides).
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from shared.processes import name_process
+from worker.launcher import Order, launch
+from worker.trainer import main as train
+
+READY = "ec-fork-server"
+MAX_PACKET, MAX_DESCRIPTORS = 256 * 1024, 253
+# What a training script loads by itself, and what torch loads with the first optimizer, backward and checkpoint:
+# without the latter a first step takes another second (a test compares).
+PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "torch.utils.data",
+    "torch.utils.checkpoint",
+    "torch.nn.parallel",
+    "torch.distributed",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.optim.lr_scheduler",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
+    "numpy",
+    "safetensors.torch",
+    "sklearn.datasets",
+    "epochcast.checkpoints",
+    "epochcast.randomness",
+    "epochcast.run",
+    "epochcast.sampling",
+    "epochcast.training",
+)
+
+
+class NotForkSafe(Exception):
+    """Raised when a child of this process could hang or see another's GPUs; the message says what was found."""
+
+
+class BecomeTrainer(BaseException):
+    """Raised in a new trainer, so that it leaves the server's and the launcher's frames before it runs."""
+
+
+class ForkServer:
+    """Answers one request at a time: `{"launcher": pid}`, or `{"refused": why}` and then it ends."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        # As they are before anything was forked: what a trainer of any job gets back to.
+        self._blas = _blas_libraries()
+
+    def serve(self) -> int:
+        """Until the agent hangs up. Raises BecomeTrainer in each trainer."""
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+            if not packet:
+                return 0
+            try:
+                check_fork_safe()
+            except NotForkSafe as error:
+                self._answer(refused=str(error))
+                return 1
+            launcher = os.fork()
+            if launcher == 0:
+                self._launch(json.loads(packet), descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._answer(launcher=launcher)
+
+    def _answer(self, **packet: Any) -> None:
+        with contextlib.suppress(OSError):  # the agent is gone; the next look at the socket says so
+            self._control.send(json.dumps(packet).encode())
+
+    def _launch(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """In the child: never returns; the trainers that it forks leave by BecomeTrainer."""
+        try:
+            self._control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            environment: dict[str, str] = request["env"]
+            os.environ.clear()
+            os.environ.update(environment)
+            code = launch(Order.from_request(request, descriptors), self._become)
+        except BecomeTrainer:
+            raise
+        except BaseException as error:
+            os.write(2, f"epochcast launcher: {error!r}\n".encode())
+            code = 1
+        os._exit(code)
+
+    def _become(self, order: Order) -> None:
+        """In a trainer: what a new process would have, and a forked one has not."""
+        random.seed()
+        sys.modules["numpy"].random.seed()
+        sys.modules["torch"].default_generator.seed()
+        tempfile.tempdir = None  # TMPDIR is the attempt's own
+        self._blas.limit(limits=int(os.environ.get("OMP_NUM_THREADS", "1")), user_api="blas")
+        sys.argv = list(order.argv)
+        raise BecomeTrainer
+
+
+def check_fork_safe() -> None:
+    """Before each fork. Raises NotForkSafe.
+
+    A child has only the thread that forked: what another one held stays locked for ever (a child forked after OpenMP
+    had computed hung). And CUDA can't be used in a child once its parent has used it.
+    """
+    threads = os.listdir("/proc/self/task")
+    if len(threads) != 1:
+        raise NotForkSafe(f"the fork server has {len(threads)} threads; something computed or started one in it")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise NotForkSafe("CUDA is initialised in the fork server")
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia"):
+                raise NotForkSafe("a GPU's device is open in the fork server")
+
+
+def _blas_libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def preload() -> None:
+    for name in PRELOADED:
+        # What this torch hasn't got, or this host hasn't installed, costs time later and nothing else.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    # What is there now is never looked at again by the collector, and so stays shared with every child.
+    gc.collect()
+    gc.freeze()
+
+
+def main(arguments: list[str]) -> int:
+    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)  # ends with its agent
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here asks how a launcher ended: the kernel collects it
+    control = socket.socket(fileno=int(arguments[0]))
+    preload()
+    server = ForkServer(control)
+    name_process(READY)
+    control.send(json.dumps({"ready": True}).encode())
+    try:
+        return server.serve()
+    except BecomeTrainer:
+        return train()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
