@@ -57,6 +57,7 @@ def test_start_submits_warm_and_cold_and_compares_with_python_and_celery() -> No
     result = run("start", "--rounds=1", "--uncounted=0")
     figures = result["figures"]
     assert all(figures[f"{way}_ms"] > figures[f"{way}_own_ms"] > 0 for way in ("python", "celery", "warm", "cold"))
+    assert figures["fork_ms"] > 0
     assert len(result["tables"][1]["rows"]) == 3  # the goals
 
 
