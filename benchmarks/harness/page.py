@@ -42,7 +42,7 @@ def _where(record: Record) -> str:
         ("machine", ", ".join(f"{name}: {value}" for name, value in machine.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())),
     ]
-    return f"## On {heading}\n\n{_table(('', ''), lines)}"
+    return f"## On {heading}\n\n{_table(('', ''), lines)}\n"
 
 
 def _section(where: str, records: Sequence[Record]) -> str:
