@@ -6,6 +6,7 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 PYTHON ?= $(shell $(FIND_PYTHON))
 BIN := .venv/bin
 STAMP := .venv/.set-up
+BENCH_STAMP := .venv/.set-up-bench
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -16,7 +17,7 @@ help:
 	@echo "make up      start the platform and stay"
 	@echo "make test    every test that needs no GPU"
 	@echo "make check   ruff, mypy --strict, import rules"
-	@echo "make bench   the benchmarks"
+	@echo "make bench   the benchmarks, into docs/benchmarks.md"
 	@echo "make setup   only .venv with everything pinned (the others do it too)"
 
 setup: $(STAMP)
@@ -43,8 +44,13 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-bench: setup
-	@for file in benchmarks/*.py; do echo "# $$file"; $(BIN)/python $$file || exit 1; done
+bench: setup $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks.write $(ARGS)
+
+# What benchmarks compare with, beside what everybody needs.
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
 
 clean:
 	rm -rf .venv .epochcast build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,12 +67,14 @@ class Dispatcher:
     def _run(self) -> None:
         while not self._stopping:
             self.run_once()
-            self._woken.wait(TICK_S)
-            self._woken.clear()
+            if self._woken.wait(TICK_S):
+                self._woken.clear()
+                # Whoever woke it waits for a place; what other jobs need can come after that.
+                self._take(self._place, self._poke)
 
     def run_once(self) -> None:
         """One pass. An outage of SQL or Redis ends a step, not the loop: the next pass tries again."""
-        steps: tuple[Callable[[], None], ...] = (
+        self._take(
             self._reap,
             self._finish_stopped,
             self._release_unclaimed,
@@ -80,6 +82,9 @@ class Dispatcher:
             self._poke,
             self._announce,
         )
+        self.passes += 1
+
+    def _take(self, *steps: Callable[[], None]) -> None:
         for step in steps:
             if self._stopping:
                 return
@@ -93,7 +98,6 @@ class Dispatcher:
             except Exception:
                 # A fault in one step must not end placing, reaping and announcing for everybody.
                 logger.exception("dispatcher: step failed", step=step.__name__)
-        self.passes += 1
 
     def _reap(self) -> None:
         for job_id in self._recovery.reap():

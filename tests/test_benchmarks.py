@@ -1,0 +1,113 @@
+"""The benchmarks run and say what they must; what they measure is never judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import write
+from benchmarks.harness import machine
+from benchmarks.harness.page import page_of
+from benchmarks.harness.record import RESULTS, Record, load_all
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def run(name: str, *arguments: str) -> dict[str, Any]:
+    """The JSON that a benchmark ends with."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=590)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    assert result["benchmark"] == name
+    for table in result["tables"]:
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+    return result
+
+
+def record(result: dict[str, Any], **machine_more: str) -> Record:
+    return Record(
+        measured="2026-11-24",
+        command="python -m benchmarks.some",
+        seconds=1.5,
+        load=0.25,
+        machine={"cpu": "Some CPU", "cores": "2", **machine_more},
+        versions={"python": "3.11.7"},
+        result=result,
+    )
+
+
+# --- the benchmarks
+
+# Platforms, Celery workers and Pythons that load torch, one after the other.
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_report_times_each_way_and_counts_what_arrived() -> None:
+    result = run("report", "--rounds=1", "--calls=20", "--only", "report", "xadd", "tensorboard")
+    figures = result["figures"]
+    assert {"report_us", "report_p99_us", "xadd_us", "tensorboard_us"} <= figures.keys()
+    assert all(value > 0 for value in figures.values())
+
+
+def test_start_submits_warm_and_cold_and_compares_with_python_and_celery() -> None:
+    result = run("start", "--rounds=1", "--uncounted=0")
+    figures = result["figures"]
+    assert all(figures[f"{way}_ms"] > figures[f"{way}_own_ms"] > 0 for way in ("python", "celery", "warm", "cold"))
+    assert figures["fork_ms"] > 0
+    assert len(result["tables"][1]["rows"]) == 3  # the goals
+
+
+def test_training_runs_a_script_as_a_job_and_alone_with_the_same_threads() -> None:
+    tiny = ("--seconds=0.1", "--repetitions=1", "--short-repetitions=1", "--short-epochs=3")
+    figures = run("training", *tiny)["figures"]
+    ratios = {f"{training}_{part}_ratio" for training in ("long", "short") for part in ("wall", "whole", "loop")}
+    assert figures.keys() == ratios
+    assert all(figures[name] > 0 for name in ratios)
+
+
+# --- the page
+
+
+def test_the_page_is_what_the_saved_results_say_and_nothing_else() -> None:
+    assert write.PAGE.read_text() == page_of(load_all(RESULTS)), "run python -m benchmarks.write --page-only"
+
+
+def test_a_benchmark_without_tables_is_shown_with_all_its_figures() -> None:
+    page = page_of([record({"benchmark": "some", "cnn": {"samples_per_s": 1200, "over_naive": 1.5}, "sizes": [1, 2]})])
+    assert "| cnn.samples_per_s | 1200 |" in page
+    assert "| sizes | 1, 2 |" in page
+    assert "`python -m benchmarks.some`, 2026-11-24" in page
+
+
+def test_machines_with_and_without_a_gpu_have_sections_of_their_own() -> None:
+    plain = record({"benchmark": "some", "figure": 1})
+    assert "## On a GPU" in page_of([plain])
+    page = page_of([record({"benchmark": "some", "figure": 2}, gpu="Some GPU, 80 GiB"), plain])
+    assert page.index("## On Some CPU, 2 cores, no GPU") < page.index("## On Some GPU, 80 GiB")
+    assert "## On a GPU" not in page
+
+
+def test_a_record_takes_the_place_of_an_older_one_of_its_kind(tmp_path: Path) -> None:
+    for figure in (1, 2):
+        record({"benchmark": "some", "figure": figure}).save(tmp_path)
+    record({"benchmark": "some", "figure": 3}, gpu="Some GPU").save(tmp_path)
+    assert [loaded.result["figure"] for loaded in load_all(tmp_path)] == [2, 3]
+
+
+def test_every_benchmark_is_found_and_ends_with_its_own_json() -> None:
+    assert {"report", "start", "training"} <= set(write.benchmarks())
+    assert "write" not in write.benchmarks()
+    line = json.dumps({"benchmark": "some"})
+    assert write.result("some", line) == {"benchmark": "some"}
+    for wrong in ("", "done", "[]", line):
+        with pytest.raises(RuntimeError, match="benchmark other"):
+            write.result("other", wrong)
+
+
+def test_the_machine_is_named_with_what_a_figure_depends_on() -> None:
+    assert {"cpu", "cores", "memory", "system"} <= machine.describe().keys()
+    assert {"python", "torch", "redis", "celery", "redis-server"} <= machine.versions().keys()
