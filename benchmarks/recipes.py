@@ -152,8 +152,8 @@ def measure(case: Case, folder: Path) -> tuple[float, float]:
     recipe = importlib.import_module(f"worker.recipes.{case.recipe.replace('-', '_')}")
     clock = Clock(case.plain(recipe, params))
     epochs, batches = Run.epochs, Run.batches
-    Run.epochs = lambda run: clock.epochs(epochs(run))  # type: ignore[method-assign]
-    Run.batches = lambda run, loader: clock.batches(batches(run, loader))  # type: ignore[method-assign]
+    Run.epochs = lambda run: clock.epochs(epochs(run))  # type: ignore[method-assign, assignment]
+    Run.batches = lambda run, loader: clock.batches(batches(run, loader))  # type: ignore[method-assign, assignment]
     try:
         recipe.main()
     finally:
@@ -217,7 +217,7 @@ def plain_classifier(model: nn.Module, dataset: TensorDataset, p: dict[str, Any]
             x, y = x.to(DEVICE), y.to(DEVICE)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss_sum += loss.item() * len(x)
         finite(loss_sum)
@@ -254,7 +254,7 @@ def plain_text(recipe: ModuleType, p: dict[str, Any]) -> PlainEpoch:
             optimizer.zero_grad()
             scores = model(window[:, :-1])
             loss = F.cross_entropy(scores.flatten(0, 1), window[:, 1:].flatten())
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), p["clip_norm"])
             optimizer.step()
             loss_sum += loss.item()

@@ -20,6 +20,7 @@ from typing import Any
 
 from shared.processes import name_process
 from worker.launcher import Order, launch
+from worker.leaving import leave
 from worker.trainer import main as train
 
 READY = "ec-fork-server"
@@ -160,7 +161,7 @@ def main(arguments: list[str]) -> int:
     try:
         return server.serve()
     except BecomeTrainer:
-        return train()
+        leave(train())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from epochcast.reporting import AttemptSocket, Disconnected, short
 from shared.processes import name_process
 from worker import failures, gpu_memory, oom_snapshot, out_of_memory, stacks
 from worker.environments import EnvironmentFailed, environment_for, is_inside
+from worker.leaving import leave
 
 PLATFORM_PACKAGES = ("api", "shared", "worker")
 
@@ -197,4 +198,4 @@ def _say(packet: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

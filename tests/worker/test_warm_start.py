@@ -198,3 +198,29 @@ def test_preloading_leaves_a_process_that_may_be_forked() -> None:
     code = "from worker import fork_server as f; f.preload(); f.check_fork_safe(); import torch; torch.ones(9).sum()"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, timeout=120)
+
+
+def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Path) -> None:
+    script = """
+    import atexit, multiprocessing, os, sys, threading, time
+    def late():
+        time.sleep(0.3)
+        print("thread", flush=True)
+    threading.Thread(target=late).start()
+    multiprocessing.get_context("fork").Process(target=lambda: (time.sleep(0.3), print("process", flush=True))).start()
+    atexit.register(print, "atexit")
+    kept = open(sys.argv[1], "w")
+    kept.write("written")
+    sys.kept = [kept]
+    sys.kept.append(sys.kept)
+    class Gone:
+        def __del__(self):
+            os.write(1, b"deleted\\n")
+    gone = Gone()
+    """
+    for number, env in enumerate(({}, {"OMP_PROC_BIND": "false"})):
+        path = tmp_path / f"kept-{number}"
+        lines = run(host, tmp_path / f"code-{number}", HOW + textwrap.dedent(script), args=[str(path)], env=env)
+        assert lines[0] == ("cold" if env else "warm")
+        assert set(lines[1:]) == {"deleted", "thread", "process", "atexit"}
+        assert path.read_text() == "written"

@@ -1,0 +1,37 @@
+"""How a trainer ends: what its script has left is brought to an end, and then the process, not the interpreter."""
+
+import atexit
+import ctypes
+import gc
+import io
+import os
+import sys
+import threading
+from typing import IO, Any, NoReturn
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process as Python would, but doesn't take Python apart: with torch loaded that takes 0.6 s of a job's
+    time (2026-11-24), and frees what the kernel frees anyway.
+
+    In Python's own order: the script's threads are waited for, what was registered with `atexit` is called, and what
+    open files hold is written.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    gc.collect()  # a script's own objects hang together by its functions, and may have a last word
+    for file in gc.get_objects():
+        if isinstance(file, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+            _flush(file)
+    _flush(sys.stdout)
+    _flush(sys.stderr)
+    ctypes.CDLL(None).fflush(None)  # what native libraries write by way of C's own streams
+    os._exit(code)
+
+
+def _flush(file: IO[Any] | io.IOBase | None) -> None:
+    try:
+        if file is not None and not file.closed:
+            file.flush()
+    except (OSError, ValueError) as error:  # a full disk, a reader that is gone: Python says so and goes on
+        os.write(2, f"a file could not be written at the end: {error}\n".encode())
