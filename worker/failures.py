@@ -28,6 +28,7 @@ _DEVICE_FAULTS = (
     "system not yet initialized",
 )
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
+_BROKEN = re.compile(r"(ConnectionResetError|EOFError|BrokenPipeError|BrokenProcessPool)\b")
 _RANK_KILLED = re.compile(r"process \d+ terminated with signal (SIG\w+)")
 
 
@@ -121,16 +122,20 @@ def from_exit(
 
 
 def with_kills(error: JobError, kills: OomKills) -> JobError:
-    """The same, or out of host memory if the kernel killed the helper process whose death was the failure."""
-    if error.type != "user_error" or error.signal != "SIGKILL":
+    """The same, or out of host memory if the kernel killed the helper process whose death was the failure.
+
+    torch sees such a death in one of three ways, whichever comes first: the signal, a process that is gone, or a lost
+    connection.
+    """
+    loader = _LOADER_KILLED.search(error.message)
+    unexplained = error.signal is None and (loader is not None or _BROKEN.match(error.message) is not None)
+    if error.type != "user_error" or not (error.signal == "SIGKILL" or unexplained):
         return error
-    found = _LOADER_KILLED.search(error.message)
-    pids = [int(pid) for pid in re.findall(r"\d+", found[1])] if found else []
-    if not kills.has_killed(pids):
+    if not kills.has_killed([int(pid) for pid in re.findall(r"\d+", loader[1])] if loader else []):
         return error
-    whom = "a DataLoader worker" if found else "a process of the script"
+    whom = "a DataLoader worker" if loader else "a process of the script"
     message = f"the host ran out of memory: the kernel killed {whom}"
-    return error.model_copy(update={**_KERNELS_KILL, "message": message})
+    return error.model_copy(update={**_KERNELS_KILL, "message": message, "signal": "SIGKILL"})
 
 
 _KERNELS_KILL = {

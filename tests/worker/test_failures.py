@@ -202,16 +202,28 @@ def test_a_group_is_named_by_what_is_in_it() -> None:
     assert "ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions)" in (error.traceback or "")
 
 
-def test_a_data_loaders_process_that_is_killed_is_host_oom_only_if_the_kernel_did_it(tmp_path: Path) -> None:
-    error = failed(RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "))
-    assert (error.type, error.signal) == ("user_error", "SIGKILL")
+@pytest.mark.parametrize(
+    ("error", "whom"),
+    [
+        (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), "a DataLoader worker"),
+        (RuntimeError("DataLoader worker (pid(s) 4711, 12) exited unexpectedly"), "a DataLoader worker"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a process of the script"),
+    ],
+)
+def test_a_helper_that_vanished_is_host_oom_only_if_the_kernel_killed_one(
+    error: BaseException, whom: str, tmp_path: Path
+) -> None:
+    told = failed(error)
+    assert told.type == "user_error"
     (tmp_path / "vmstat").write_text("oom_kill 0\n")
     kills = OomKills(tmp_path, tmp_path, tmp_path / "none")
-    assert with_kills(error, kills) == error
+    assert with_kills(told, kills) == told
     (tmp_path / "vmstat").write_text("oom_kill 1\n")
-    told = with_kills(error, kills)
-    assert (told.type, told.retryable, told.signal) == ("host_oom", True, "SIGKILL")
-    assert told.message == "the host ran out of memory: the kernel killed a DataLoader worker"
+    changed = with_kills(told, kills)
+    assert (changed.type, changed.retryable, changed.signal) == ("host_oom", True, "SIGKILL")
+    assert changed.message == f"the host ran out of memory: the kernel killed {whom}"
+    crashed = failed(RuntimeError("DataLoader worker (pid 4711) is killed by signal: Segmentation fault. "))
+    assert with_kills(crashed, kills) == crashed
     assert with_kills(failed(ValueError("other")), kills).type == "user_error"
 
 

@@ -164,3 +164,26 @@ for epoch in run.epochs():
     late = of(host.store.get(job_id))
     assert (late.type, late.epoch) == ("timeout", 3)
     assert late.detail == "after epoch 3 of 9, loss 0.25"
+
+
+def test_a_stall_of_several_ranks_tells_each_by_its_rank(host: Host, tmp_path: Path) -> None:
+    script = b"""
+import os, time
+def rank_zero():
+    time.sleep(600)
+def the_other():
+    time.sleep(600)
+rank_zero() if os.environ["RANK"] == "0" else the_other()
+"""
+    content = keep(host, tmp_path / "code", {"train.py": script})
+    job_id = submit(host, content, stall_timeout_s=15.0, resources={"procs_per_node": 2})
+    host.wait_ended(host.attempt(job_id), timeout_s=120)
+    assert "in rank_zero" in (of(host.store.get(job_id)).traceback or "")
+    told: dict[str, list[str]] = {}
+    for line in host.logs(job_id):
+        if line.startswith("rank "):
+            told[line.partition(",")[0]] = []
+        elif told:
+            told[next(reversed(told))].append(line)
+    assert any("in rank_zero" in line for line in told["rank 0"])
+    assert any("in the_other" in line for line in told["rank 1"])
