@@ -5,7 +5,8 @@ from typing import Any
 
 from epochcast.jobs import MAX_JOB_ID, TrainingJobSpec
 from shared.database import Database
-from shared.placement import choose, free_hosts, why_it_waits
+from shared.placement import free_hosts
+from shared.seats import choose, why_it_waits
 from shared.store import queue_position
 
 

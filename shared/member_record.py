@@ -25,11 +25,12 @@ class MemberRecord:
         self._membership = membership
 
     def heartbeat(self, lease_s: float) -> Heartbeat:
-        """Renews the lease, unless the job's own has run out: then nobody leads the attempt any more."""
+        """Renews the lease. One that has run out is lost for good (others may count on that), and so is this member's
+        when the job's own has: then nobody leads the attempt any more."""
         with self.database.write() as connection:
             row = connection.execute(
                 members.update()
-                .where(self._own)
+                .where(self._own, members.c.lease_until >= self.database.now)
                 .values(lease_until=self.database.now + lease_s)
                 .returning(members.c.ordered)
             ).one_or_none()

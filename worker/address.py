@@ -27,6 +27,12 @@ def meeting_address(settings: Settings, own: str, others: list[str]) -> str:
     return own
 
 
+def own_interface(settings: Settings, master: str) -> str | None:
+    """The interface on which this host meets the others, who meet at `master`."""
+    own = own_address(settings)
+    return interface_of(address_towards(master) if _is_loopback(own) and not _is_loopback(master) else own)
+
+
 def address_towards(host: str) -> str:
     """The address that packets to `host` would leave from; loopback when there is no way to it."""
     try:

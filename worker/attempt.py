@@ -159,7 +159,9 @@ class Attempt:
 
     def _is_draining(self) -> bool:
         """Whether the agent says so, now that no supervisor's loop hears it."""
-        packet = self._tree.agent.read() if self._tree.agent.connection is not None else None
+        if self._tree.launcher == 0 or self._tree.agent.connection is None:
+            return False  # no answer to a start may be waited for here
+        packet = self._tree.agent.read()
         return bool(packet and packet.get("drain"))
 
     def _supervise(self) -> tuple[Ending, SavedFile | None, float]:

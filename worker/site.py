@@ -12,7 +12,7 @@ from shared.attempt import LeaseLost
 from shared.claims import Claim
 from shared.settings import Settings
 from worker import gpus
-from worker.address import interface_of, own_address
+from worker.address import own_interface
 from worker.agent_line import AgentDraining, AgentUnavailable
 from worker.attempt_socket import AttemptSocket
 from worker.bundles import CodeRejected, check_entrypoint, place_bundle
@@ -101,7 +101,8 @@ class Site:
     def _meeting(self) -> Ranks:
         """The ranks with the place where they meet."""
         if self._claim.master is not None:
-            return self.ranks.meeting_at(*self._claim.master, interface_of(own_address(self._settings)))
+            address, port = self._claim.master
+            return self.ranks.meeting_at(address, port, own_interface(self._settings, address))
         return self.ranks.meeting_at(LOOPBACK, free_port()) if self.ranks.ranked else self.ranks
 
     def judged(self, ending: Ending) -> Ending:

@@ -52,6 +52,7 @@ ATTEMPT = {
     "number": 1,
     "host": "gpu-3",
     "gpus": [],
+    "members": [{"host": "gpu-3", "gpus": []}, {"host": "gpu-4", "gpus": []}],
     "started_at": "2025-01-07T10:15:00Z",
     "ended_at": "2025-01-07T10:17:05Z",
 }
@@ -89,7 +90,7 @@ def page(call: Call) -> Answer:
 READS = [
     (["list"], ["digits", "running", "failed", "alice"]),
     (["show", "42"], ["digits", "running", "1/10", "image-classifier"]),
-    (["attempts", "42"], ["gpu-3", "2025-01-07 10:15:00", "2 min 5 s"]),
+    (["attempts", "42"], ["gpu-3, gpu-4", "2025-01-07 10:15:00", "2 min 5 s"]),
     (["metrics", "42"], ["train_loss", "0.2", "-"]),
     (["metrics", "42", "--plot"], ["job 42: train_loss", "job 42: val_accuracy"]),
     (["logs", "42"], ["2025-01-07 10:15:00 INFO     line 2", "WARNING  hot red"]),

@@ -84,6 +84,19 @@ def test_a_member_frozen_past_its_lease_holds_the_job_no_longer_and_is_fenced(da
         record.heartbeat(120)
 
 
+def test_a_lease_that_has_run_out_is_not_renewed_but_its_member_still_says_that_it_has_ended(
+    database: Database, store: Store
+) -> None:
+    job_id = create_gang(store)
+    claimed, [record] = start(database, job_id)
+    expire_member(database, job_id, 1)
+    with pytest.raises(LeaseLost):
+        record.heartbeat(120)
+    record.end("lost", None, None)
+    record_of(database, claimed).requeue("platform", "its host was lost")
+    assert outcomes(database, job_id) == ["platform", "lost"]
+
+
 def test_a_lease_that_was_renewed_at_the_last_moment_is_not_taken_back(database: Database, store: Store) -> None:
     job_id = create_gang(store)
     _, [record] = start(database, job_id)

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from shared.settings import Settings, SettingsError, from_environment
-from worker.address import address_towards, interface_of, meeting_address, own_address
+from worker.address import address_towards, interface_of, meeting_address, own_address, own_interface
 
 ROUTABLE = "192.0.2.7"  # RFC 5737: of no real host
 
@@ -34,6 +34,11 @@ def test_a_first_host_with_the_broker_on_its_loopback_is_still_reached_by_the_ot
     assert meeting_address(settings(), "127.0.0.1", ["127.0.0.1"]) == "127.0.0.1"
     assert meeting_address(settings(), "127.0.0.1", [ROUTABLE]) == address_towards(ROUTABLE)
     assert meeting_address(settings(address="10.9.8.7"), "10.9.8.7", [ROUTABLE]) == "10.9.8.7"
+
+
+def test_a_host_with_the_broker_on_its_loopback_meets_the_others_on_its_network() -> None:
+    assert own_interface(settings(), "127.0.0.1") == "lo"
+    assert own_interface(settings(), ROUTABLE) == interface_of(address_towards(ROUTABLE))
 
 
 def test_gloo_is_told_the_interface_that_has_the_address() -> None:

@@ -164,6 +164,7 @@ def test_attempts_say_where_and_why(alice: httpx2.Client, run: Training) -> None
     (attempt,) = alice.get(f"{JOBS}/{run.job_id}/attempts").json()["items"]
     assert (attempt["number"], attempt["host"], attempt["outcome"]) == (1, "test-host", "succeeded")
     assert attempt["ended_at"] is not None
+    assert [(member["host"], member["outcome"]) for member in attempt["members"]] == [("test-host", "succeeded")]
 
 
 # --- downsampling
