@@ -20,9 +20,10 @@ def leave(code: int) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     gc.collect()  # a script's own objects hang together by its functions, and may have a last word
-    for file in gc.get_objects():
-        if isinstance(file, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
-            _flush(file)
+    for thing in gc.get_objects():
+        # By type: `isinstance` asks the object itself, and libraries have some that answer with a warning.
+        if issubclass(type(thing), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+            _flush(thing)
     _flush(sys.stdout)
     _flush(sys.stderr)
     ctypes.CDLL(None).fflush(None)  # what native libraries write by way of C's own streams
