@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.processes import name_process
+from worker import huge_pages
 from worker.launcher import Order, launch
 from worker.leaving import leave
 from worker.trainer import main as train
@@ -147,6 +148,7 @@ def preload() -> None:
     # What is there now is never looked at again by the collector, and so stays shared with every child.
     gc.collect()
     gc.freeze()
+    huge_pages.collapse()
 
 
 def main(arguments: list[str]) -> int:
