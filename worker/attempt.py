@@ -151,10 +151,10 @@ class Attempt:
             thread.start()
         if self._gang is not None:
             self._gang.start()
+        until = time.monotonic() + (self._claim.job.spec.max_runtime_s or math.inf)
         ending, saved, failed_at = self._supervise()
         if self._gang is not None and ending.cut is not Cut.LEASE_LOST:
-            limit_s = self._claim.job.spec.max_runtime_s or math.inf
-            ending = self._gang.gather(ending, failed_at, self._is_draining, limit_s)
+            ending = self._gang.gather(ending, failed_at, self._is_draining, until)
         self._end(ending, saved)
 
     def _is_draining(self) -> bool:

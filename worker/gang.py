@@ -93,25 +93,25 @@ class Gang:
                 case {"type": "log", "level": level, "message": line}:
                     self._narrator.log(level, line)
 
-    def gather(self, ending: Ending, failed_at: float, is_draining: Callable[[], bool], max_runtime_s: float) -> Ending:
+    def gather(self, ending: Ending, failed_at: float, is_draining: Callable[[], bool], until: float) -> Ending:
         """Waits until every host's part is over, and says what ended the attempt, all things known.
 
         `failed_at`: when this host's first rank failed (monotonic). `is_draining`: whether this worker shuts down by
-        now. Raises LeaseLost, DatabaseUnavailable.
+        now. `until`: when the attempt's time is over (monotonic). Raises LeaseLost, DatabaseUnavailable.
         """
         self.stop()
         if ending.cut is Cut.DRAINED:
             self._order = self._order or "drain"
         elif ending.cut is not Cut.STOPPED and (ending.cut is not None or ending.exit_code != 0):
             self._order = "kill"
-        failed_ago = time.monotonic()
         available_at = time.monotonic()
         while True:
             try:
-                self._look()
+                said = self._look()
                 self.deliver()
                 available_at = time.monotonic()
-                if all(state.is_gone for state in self._states[1:]):
+                if not said and all(state.is_gone for state in self._states[1:]):
+                    combined = combine(ending, self._by_the_databases_clock(failed_at), self._states[1:])
                     break
             except DatabaseUnavailable as error:
                 if time.monotonic() - available_at > OUTAGE_S:
@@ -121,22 +121,18 @@ class Gang:
                 raise LeaseLost(f"job {self._job_id}: while its other hosts ended")
             if is_draining() and self._order is None:
                 self._order = "drain"
-            if time.monotonic() - failed_ago > max_runtime_s and self._order != "kill":
+            if time.monotonic() > until and self._order != "kill":
                 self._order = "kill"
                 message = "its other hosts ran for longer than max_runtime_s"
                 ending = replace(ending, cut=Cut.TIMEOUT, cut_error=JobError(type="timeout", message=message))
             time.sleep(GATHER_LOOK_S)
-        while self._look():  # what they said last
-            self.deliver()
-        self.deliver()
-        combined = combine(ending, self._here(failed_at), self._states[1:])
         self._tell_the_rest(combined)
         return combined.ending
 
-    def _here(self, failed_at: float) -> float:
+    def _by_the_databases_clock(self, moment: float) -> float:
         """A monotonic moment of this process by the database's clock."""
         with self._connections.database.read() as connection:
-            return self._connections.database.time(connection) - (time.monotonic() - failed_at)
+            return self._connections.database.time(connection) - (time.monotonic() - moment)
 
     def _tell_the_rest(self, combined: Combined) -> None:
         for host, error in combined.consequences:
