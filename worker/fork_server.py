@@ -23,6 +23,7 @@ from worker import huge_pages
 from worker.launcher import Order, launch
 from worker.leaving import leave
 from worker.trainer import main as train
+from worker.trainer import platform_modules
 
 READY = "ec-fork-server"
 MAX_PACKET, MAX_DESCRIPTORS = 256 * 1024, 253
@@ -158,6 +159,7 @@ def main(arguments: list[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     preload()
     server = ForkServer(control)
+    platform_modules()
     name_process(READY)
     control.send(json.dumps({"ready": True}).encode())
     try:
