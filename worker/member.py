@@ -155,11 +155,9 @@ class Member:
         before_start = self._site.start(self._trainer, self._licence_until, self._voice.log)
         if before_start is not None:
             return before_start, time.monotonic()
-        # Time limits are watched where the reports come in: by member 0, for all.
-        spec = self._claim.job.spec.model_copy(update={"max_runtime_s": None, "stall_timeout_s": None})
         supervisor = Supervisor(
             self._settings,
-            spec,
+            self._claim.job.spec,
             self._site.workspace,
             self._site.tree,
             self._site.ranks.here,

@@ -27,7 +27,7 @@ from worker.recording import Uploads
 from worker.reports import SavedFile, read
 from worker.requests import Requests
 from worker.shard_upload import ShardUploader
-from worker.stacks import collect
+from worker.time_limits import TimeLimits
 from worker.tree import Tree
 from worker.workspace import Workspace
 
@@ -36,8 +36,6 @@ logger = structlog.get_logger(__name__)
 TICK_S = 0.5
 DRAIN_AFTER_EXIT_S = 5.0
 STRAYS_GONE_S = 10.0
-STALL_AT_LEAST_S = 600.0
-STACKS_CHARACTERS = 6_000
 # One a rank and some for helpers of the script; the rest of this process's descriptors are the platform's.
 MAX_CONNECTIONS = 256
 
@@ -64,11 +62,10 @@ class Supervisor:
         awaits_reports: bool = True,
     ) -> None:
         """On several hosts: `on_cut` hears why this host's part is ended, `hear` is called when others said something,
-        and only where rank 0 is are reports awaited."""
+        and only where rank 0 is are reports awaited and time limits kept, for all."""
         self._settings = settings
         self._spec = spec
         self._tree = tree
-        self._folder = workspace.root
         self._socket = attempt_socket
         self._narrator = narrator
         self._wake_lease = wake_lease
@@ -87,10 +84,9 @@ class Supervisor:
         self._awaits_reports = awaits_reports
         self._ended_at: float | None = None
         self._oom_kills = OomKills()
-        self._began = time.monotonic()
+        self._limits = TimeLimits(spec, self._conversation, narrator, tree, workspace.root, self._outputs[0])
         self._kill_at: float | None = None
         self._agent_lost = False
-        self._stall_told_at = 0.0
         self.cut: Cut | None = None
         self.cut_error: JobError | None = None
 
@@ -214,8 +210,10 @@ class Supervisor:
         if self._tree.is_stuck:
             self._tree.is_gone = True  # it can't die (D state): the job goes on, its GPUs are quarantined
         if self.cut is None:
-            self._check_time(now)
-            if boottime_s() > self._tree.licence_until:
+            broken = self._limits.broken() if self._awaits_reports else None
+            if broken is not None:
+                self._end(*broken)
+            elif boottime_s() > self._tree.licence_until:
                 self._end(Cut.LICENCE, None)
 
     def _kill_now(self) -> None:
@@ -226,39 +224,6 @@ class Supervisor:
             # No kill switch is left to tell: the trainer died with its launcher, strays with the next agent's start.
             self._tree.is_gone = True
 
-    def _check_time(self, now: float) -> None:
-        limit_s = self._spec.max_runtime_s
-        if limit_s is not None and now - self._began > limit_s:
-            self._narrator.close_epoch()
-            message = f"ran for longer than max_runtime_s = {limit_s:g} s"
-            self._end(Cut.TIMEOUT, JobError(type="timeout", message=message, detail=self._narrator.state.place))
-            return
-        last_report = self._conversation.last_report
-        silent_s = now - last_report
-        stall_s = self._spec.stall_timeout_s
-        if stall_s is not None and silent_s > stall_s:
-            message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
-            place, stacks = self._narrator.state.place, self._tell_stacks()
-            self._end(Cut.STALLED, JobError(type="stalled", message=message, detail=place, traceback=stacks))
-        elif (
-            self._awaits_reports
-            and self._stall_told_at < last_report
-            and silent_s > max(STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0))
-        ):
-            self._stall_told_at = now
-            self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the stacks of its processes follow")
-            self._tell_stacks()
-
-    def _tell_stacks(self) -> str | None:
-        """What all processes of the attempt are doing, into the log. Returns the first rank's stacks."""
-        found = collect(self._tree.launcher, self._folder)
-        for stacks in found:
-            for line in (stacks.title, *(f"  {line}" for line in stacks.lines)):
-                self._outputs[0].write(line.encode() + b"\n")
-                self._narrator.log("WARNING", line)
-        first = next((stacks for stacks in found if stacks.rank is not None), None)
-        return "\n".join((first.title, *first.lines))[:STACKS_CHARACTERS] if first is not None else None
-
     def _end(self, cut: Cut, error: JobError | None) -> None:
         """Ends the attempt, once; a lost lease overrides every other reason."""
         if self.cut is not None and cut is not Cut.LEASE_LOST:
@@ -267,6 +232,9 @@ class Supervisor:
         if self._on_cut is not None:
             self._on_cut(cut)
         match cut:
+            case Cut.GANG if self._spec.stall_timeout_s is not None:
+                self._limits.tell_stacks()  # the other hosts may have ended because all were silent
+                self._kill_at = time.monotonic()
             case Cut.STOPPED | Cut.DRAINED:
                 if cut is Cut.STOPPED:
                     self._narrator.state.ask_stop()

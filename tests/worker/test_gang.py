@@ -306,3 +306,24 @@ def test_no_rank_outlives_its_supervisor_on_either_host(pair: Pair) -> None:
     for supervisor in supervisors:
         supervisor.kill()
     wait_until(lambda: not alive(trees), "the end of every process", timeout_s=5)
+
+
+def test_a_stall_tells_what_the_ranks_of_every_host_do(pair: Pair, tmp_path: Path) -> None:
+    # The trainer itself, because it is what prepares a process to answer.
+    script = """
+    import sys
+    from pathlib import Path
+    from worker import trainer
+    trainer.script_of = lambda recipe: Path({path!r})
+    sys.exit(trainer.main())
+    """
+    path = tmp_path / "silent.py"
+    path.write_text("import time\ndef silent():\n    time.sleep(600)\nsilent()\n")
+    job_id = pair.submit(stall_timeout_s=10.0)
+    pair.wait_ended(pair.start(job_id, script.format(path=str(path))))
+    job = pair.store.get(job_id)
+    assert (job.status, job.error and job.error.type) == (Status.FAILED, "stalled"), pair.output
+    logs = pair.logs(job_id)
+    for rank in (0, 1):
+        assert any(line.startswith(f"rank {rank}, pid ") for line in logs), logs
+    assert sum("in silent" in line for line in logs) >= 2
