@@ -22,12 +22,15 @@ class UnreadableCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `step`: batches of the epoch that were done; None after a whole epoch."""
+    """What a checkpoint holds. `step`: batches of the epoch that were done; None after a whole epoch.
+
+    `random_states`: of each rank inside an epoch.
+    """
 
     contents: dict[str, Any]
     epoch: int
     step: int | None = None
-    random_states: dict[str, Any] | None = None
+    random_states: dict[int, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The random states of a training process: seeded anew for each epoch, saved and restored inside one."""
 
 import hashlib
+import io
 import random
 import sys
 from typing import Any
@@ -33,6 +34,22 @@ def states() -> dict[str, Any]:
     cuda: Any = torch.cuda
     if cuda.is_initialized():
         saved["cuda"] = cuda.get_rng_state_all()
+    return saved
+
+
+def packed(saved: dict[str, Any]) -> bytes:
+    """The states of `states` as bytes, for another rank."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.save(saved, stream)
+    return stream.getvalue()
+
+
+def unpacked(content: bytes) -> dict[str, Any]:
+    import torch
+
+    saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     return saved
 
 

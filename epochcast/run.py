@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from epochcast import randomness
 from epochcast.job_file import JobFile
+from epochcast.ranks import Gathering
 from epochcast.reporting import Outlet, finite, short
 from epochcast.state import State, plain
+from epochcast.stop import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -46,20 +48,24 @@ class Run:
         self._job = job
         self._outlet = outlet
         self._state = State()
-        self._stopping = False
+        self._stop = Stop(lambda message: self.log(message, "WARNING"))
         self._cut_short = False
         self._finished = False
         self._checkpointed: tuple[int, int | None] | None = None
         self._resumable_in_epoch = False
         self._unfinished: Checkpoint | None = None
+        self._gathering = Gathering("random-states")
         randomness.reseed(self.seed, 0, 0)  # the same for all ranks: they begin with equal weights
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked. `epochs` and `batches` then end by themselves; other loops should look here."""
-        return self._stopping
+        """Whether to stop here. `epochs` and `batches` then end by themselves; other loops should look here.
+
+        With several ranks it turns true in all of them at the same look, so all should look, equally often.
+        """
+        return self._stop.look()
 
     @property
     def cut_short(self) -> bool:
@@ -96,10 +102,12 @@ class Run:
                 found = read(file)
             except UnreadableCheckpoint as error:
                 unreadable.append(short(f"{file.name}: {error}"))
-                self.log(f"Checkpoint {file.name} can't be read ({error}); trying the one before it", "WARNING")
+                if self.rank == 0:
+                    self.log(f"Checkpoint {file.name} can't be read ({error}); trying the one before it", "WARNING")
                 continue
             self._continue_after(found)
-            self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
+            if self.rank == 0:
+                self._send("resumed", epoch=found.epoch, step=found.step, unreadable=unreadable[:5])
             return found.contents
         return None
 
@@ -111,16 +119,17 @@ class Run:
         """
         first = self.epoch + (self._unfinished is None)
         # From here on the supervisor knows when an epoch's reports are complete, and how long epochs take.
-        self._send("epoch", epoch=first - 1)
+        self._tell_epoch(first - 1)
+        self._stop.look(after_epoch=first - 1)
         for epoch in range(first, self.total_epochs + 1):
-            if self._stopping:
+            if self._stop.is_reached:
                 return
             self.epoch, self.broke_off_at, self._cut_short = epoch, None, False
             randomness.reseed(self.seed, epoch, self.rank)
             yield epoch
             if not self._cut_short:
-                self._send("epoch", epoch=epoch)
-            if self._stopping and self._state and self._checkpointed != (epoch, None):
+                self._tell_epoch(epoch)
+            if self._stop.look(after_epoch=epoch) and self._state and self._checkpointed != (epoch, None):
                 self.checkpoint()
         self._finished = not self._cut_short
 
@@ -136,7 +145,7 @@ class Run:
         batch_count = operator.length_hint(loader, -1)
         done = self._skip_done(iterator)
         try:
-            while not self._stopping or done == batch_count:
+            while not self._stop.look() or done == batch_count:
                 self.step = done + 1
                 try:
                     batch = next(iterator)
@@ -181,12 +190,16 @@ class Run:
     def checkpoint(self, **contents: Any) -> None:
         """Keeps the objects given to `state`, or `contents` for `load`, so that the job can go on from here.
 
-        On disk when this returns. Other ranks than 0 write nothing. Raises Disconnected, OSError (disk full), and
-        TypeError for contents that couldn't be read back.
+        On disk when this returns. Of several ranks rank 0 writes; inside an epoch all should call it, because the
+        random states of each belong to it. Raises Disconnected, OSError (disk full), and TypeError for contents that
+        couldn't be read back.
         """
-        if self.rank != 0 or self._cut_short:
+        if self._cut_short:
             return
-        self._write_checkpoint(plain(contents) if contents else self._state.contents())
+        states = None if self.step is None else self._random_states()
+        if self.rank == 0:
+            self._write_checkpoint(plain(contents) if contents else self._state.contents(), states)
+        self._checkpointed = (self.epoch, self.step)
         self._resumable_in_epoch |= self.step is not None and not contents
 
     def save_model(
@@ -233,7 +246,7 @@ class Run:
         if os.getpid() != self.pid:  # a forked helper of the script, such as a Pool's, is meant to die of SIGTERM
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        self._stopping = True
+        self._stop.ask()
 
     def _continue_after(self, found: "Checkpoint") -> None:
         self.epoch = found.epoch
@@ -248,29 +261,45 @@ class Run:
         if unfinished is None or unfinished.step is None:
             return 0
         done = sum(1 for _ in islice(iterator, unfinished.step))
-        if unfinished.random_states is not None:
-            randomness.restore(unfinished.random_states)
+        own = (unfinished.random_states or {}).get(self.rank)
+        if own is not None:
+            randomness.restore(own)
         return done
 
     def _cut_epoch_short(self, done: int) -> None:
-        if self._resumable_in_epoch and self._state and self.rank == 0:
+        if self._resumable_in_epoch and self._state:
             self.step = done
             if done and self._checkpointed != (self.epoch, done):
                 self.checkpoint()
         self._cut_short = True
-        self.log(f"Stopping in epoch {self.epoch} after {done} batches: this epoch is not reported")
+        if self.rank == 0:
+            self.log(f"Stopping in epoch {self.epoch} after {done} batches: this epoch is not reported")
 
-    def _write_checkpoint(self, contents: dict[str, Any]) -> None:
+    def _random_states(self) -> dict[int, dict[str, Any]]:
+        """Those of all ranks, in rank 0."""
+        was_complete = not self._gathering.is_incomplete
+        found = self._gathering.gather(f"{self.epoch}/{self.step}", randomness.packed(randomness.states()))
+        if was_complete and self._gathering.is_incomplete:
+            self.log(
+                "Only rank 0 called checkpoint() inside an epoch: resumed there, other ranks draw other random "
+                "numbers than before; call it in all ranks",
+                "WARNING",
+            )
+        return {rank: randomness.unpacked(content) for rank, content in found.items()}
+
+    def _write_checkpoint(self, contents: dict[str, Any], states: dict[int, dict[str, Any]] | None) -> None:
         from epochcast.checkpoints import Checkpoint, write
 
-        states = None if self.step is None else randomness.states()
         written = write(self._job.out_dir, Checkpoint(contents, self.epoch, self.step, states))
-        self._checkpointed = (self.epoch, self.step)
         self._send_file("checkpoint", written, epoch=self.epoch, step=self.step)
         self._job.prune()
 
     def _send_file(self, kind: str, written: "Written", **fields: Any) -> None:
         self._send(kind, file=written.file.name, bytes=written.size_bytes, sha256=written.sha256, **fields)
+
+    def _tell_epoch(self, epoch: int) -> None:
+        if self.rank == 0:
+            self._send("epoch", epoch=epoch)
 
     def _send(self, kind: str, **fields: Any) -> None:
         self._outlet.send({"type": kind, "rank": self.rank, **fields})
