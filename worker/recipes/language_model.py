@@ -59,6 +59,8 @@ def main() -> None:
     p = run.params
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products need on a GPU
     torch.use_deterministic_algorithms(True)
+    # New memory needn't be filled for that: nothing here reads what it hasn't written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device, rank, ranks = join_ranks()
     on_gpu = device.type == "cuda"
     share_size = texts_at_once(p, ranks)
