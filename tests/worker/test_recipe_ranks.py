@@ -1,6 +1,7 @@
 """Recipes on several ranks: one model, one voice, bit for bit the same after an interruption, one batch for all."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from shared import recipes
 from shared.micro_batch import MicroBatch
 from tests.listening import CHECKOUT, Attempt, finished, listening
-from tests.torchrun import ended
+from tests.torchrun import ended, started
+from tests.waiting import wait_until
 from worker.recipes import image_classifier as images
 from worker.recipes import language_model as lm
 
@@ -131,6 +133,24 @@ def test_ranks_hold_one_state_and_end_with_the_same_model_when_killed_inside_an_
     assert losses(again) == losses(whole)[2:]
     assert states(again) == {rank: digests[2:] for rank, digests in said.items()}
     assert model(again) == model(whole)
+
+
+def test_a_stop_inside_an_epoch_ends_all_ranks_in_order_and_changes_nothing(tmp_path: Path, text: Path) -> None:
+    chosen = told("language-model", {**SMALL["language-model"], "steps_per_epoch": 100}, text)
+    whole = train(tmp_path / "whole", 2, chosen)
+    with listening(tmp_path / "stopped", **chosen) as stopped, started(stopped, 2) as ranks:
+        wait_until(lambda: stopped.said("report"), "the first epoch", timeout_s=120)
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+        for code, output in map(finished, ranks):
+            assert code == 0, output
+        stopped.settle()
+    trained = len(stopped.said("report"))
+    assert 1 <= trained < 4
+    assert stopped.said("model") == []
+    resumed = train(tmp_path / "resumed", 2, {**chosen, "checkpoints": stopped.checkpoints()})
+    assert losses(resumed) == losses(whole)[trained:]
+    assert model(resumed) == model(whole)
 
 
 def test_rank_0_alone_speaks_and_a_resume_at_an_epochs_end_changes_nothing(tmp_path: Path, text: Path) -> None:
