@@ -16,6 +16,7 @@ from api import page, problems, stream
 from api.auth import Authenticator
 from api.gate import Gate
 from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
+from api.limits import Limits
 from api.routes import code, health, history, hosts, jobs, models, recipes
 from api.telemetry import Telemetry
 from shared.celery_app import Poker
@@ -30,8 +31,8 @@ _REDIS_PATIENCE_S = 0.4
 _DISPATCHER_PATIENCE_S = 2.0
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Raises NoKeys when tokens are to be checked and the settings hold nothing to check them with."""
+def create_app(settings: Settings, limits: Limits | None = None) -> FastAPI:
+    """`limits`: the contract's, unless they are given. Raises NoKeys when there is nothing to check tokens with."""
     app = FastAPI(
         title="epochcast",
         version=epochcast.__version__,
@@ -43,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings = settings
+    app.state.limits = limits or Limits.of(settings)
     app.state.authenticator = Authenticator(settings)
     app.state.telemetry = Telemetry()
     # History first: /training-jobs/metrics is no job.
@@ -83,6 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis=_redis(settings),
         dispatcher=_dispatcher(settings, database),
         telemetry=app.state.telemetry,
+        limits=app.state.limits,
     )
     app.state.gateway = gateway
     # The sockets know only the relay.

@@ -45,7 +45,7 @@ class FleetSubscriber:
         if entry.is_terminal:
             self.forget(job_id)
         if entry.type != "log":
-            self.outbox.put(Frame(text))
+            self.outbox.put(Frame(entry.id, text))
 
     def forget(self, job_id: int) -> None:
         """The job has ended. A late repeat of its end is taken for news, rather than remembering every job for ever."""
@@ -81,7 +81,7 @@ class FleetDelivery:
         """Ends only by its peer. Raises Refused when the record can't be read at the beginning."""
         while True:
             if (frame := self._subscriber.outbox.take()) is not None:
-                await self._send(frame.text)
+                await self._send(frame.id, frame.text)
             elif self._subscriber.is_behind:
                 self._subscriber.is_behind = False
                 await self._compare()
@@ -110,7 +110,7 @@ class FleetDelivery:
         message = progress_message(item.job)
         if not self._is_first:
             message = message.model_copy(update={"resync": True})
-        await self._send(encode(message).decode())
+        await self._send(item.last, encode(message).decode())
 
     async def _send_ends(self, active: set[int]) -> None:
         """Terminal messages of jobs that ended unheard."""
@@ -126,12 +126,13 @@ class FleetDelivery:
     async def _fill(self, job_id: int) -> None:
         state = await self._history.state(job_id)
         if state is not None and not state[0].status.is_terminal:
-            await self._send(encode(state[0].model_copy(update={"resync": True})).decode())
+            message = state[0].model_copy(update={"resync": True})
+            await self._send(EventId.parse(message.id), encode(message).decode())
 
     async def _send_end(self, job_id: int, last: EventId) -> None:
         stored = await in_thread(lambda: self._queries.archived(job_id, just_before(last), 1))
         for entry in stored:
-            await self._send(entry.payload.decode())
+            await self._send(entry.id, entry.payload.decode())
 
     def _active(self) -> list[_Active]:
         found: list[_Active] = []

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from api.auth import visible_to
 from api.history import History
+from api.limits import Limits
 from api.owners import Owners
 from api.relay import Relay
 from api.telemetry import Telemetry
@@ -45,6 +46,7 @@ class Gateway:
     redis: redis.asyncio.Redis
     dispatcher: Dispatcher
     telemetry: Telemetry
+    limits: Limits
     owners: Owners = field(default_factory=Owners)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Gateway:
         self.fleet = Fleet(self.database)
         self.reader = EventReader(self.redis)
         self.history = History(self.redis, self.store, self.queries)
-        self.relay = Relay(self.settings, self.store, self.queries, self.redis)
+        self.relay = Relay(self.settings, self.store, self.queries, self.redis, self.limits)
         # As many threads as connections: a request waits for a thread here, or not at all.
         self._limiter = anyio.CapacityLimiter(SQL_CONNECTIONS)
         # Each may take over a GiB of the temporary folder while it is checked.

@@ -23,6 +23,8 @@ class Limits:
     linger_s: float = 10.0
     """A channel stays subscribed that long after its last subscriber: reconnects come in waves."""
     redis_patience_s: float = 1.0
+    comment_s: float = 5.0
+    """How often an event stream without messages shows that it lives."""
     feed_ping_s: float = 1.0
     feed_silence_s: float = 3.0
 

@@ -66,7 +66,12 @@ async def follow_job(websocket: WebSocket, job_id: str) -> None:
         await _close(websocket, refused.close)
         return
     relay, peer = _relay(websocket), _peer(websocket, identity)
-    await _converse(websocket, relay, peer, relay.follow(peer, record, after))
+    await _converse(websocket, relay, peer, _follow(relay, peer, record, after))
+
+
+async def _follow(relay: Relay, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
+    async with relay.place(record.job_id):
+        return await relay.follow(peer, record, after)
 
 
 async def _accept(websocket: WebSocket) -> None:
@@ -118,7 +123,10 @@ def _relay(websocket: WebSocket) -> Relay:
 
 
 def _peer(websocket: WebSocket, identity: Identity) -> Peer:
-    return Peer(websocket.send_text, identity.expires_at, _relay(websocket).limits)
+    async def send(_identifier: EventId, text: str) -> None:
+        await websocket.send_text(text)
+
+    return Peer(send, identity.expires_at, _relay(websocket).limits)
 
 
 async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Coroutine[Any, Any, Close]) -> None:

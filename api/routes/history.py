@@ -1,21 +1,24 @@
 """What has happened to a job: its events, logs, metrics and attempts."""
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from api.auth import Reader
+from api.auth import Reader, visible_to
 from api.downsampling import downsample
+from api.event_stream import KIND, EventStream
 from api.gateway import Gateway, Here
-from api.routes.parameters import After, JobId, QueryJobIds, event_id
+from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, event_id
 from epochcast.events import EventId
 from epochcast.jobs import utc_seconds
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
 from shared.rows import moment
+from shared.tokens import Identity
 
 router = APIRouter(prefix="/training-jobs", tags=["history"])
 
@@ -33,6 +36,14 @@ async def metrics_of_jobs(
         await gateway.check_owner(job_id, identity)
         items.append({"job_id": job_id, "metrics": await _columns(gateway, job_id, max_points)})
     return {"items": items}
+
+
+@router.get("/events", response_class=EventStream)
+async def events_of_all(gateway: Here, identity: Reader) -> Response:
+    """Server-Sent Events of every job that the token may see, without log lines, as on the socket of all jobs."""
+    relay = gateway.relay
+    owner = visible_to(identity)
+    return EventStream(relay, identity.expires_at, lambda peer: relay.follow_fleet(peer, owner), nullcontext())
 
 
 @router.get("/{job_id}/metrics")
@@ -58,14 +69,22 @@ async def _columns(
 
 @router.get("/{job_id}/events")
 async def events(
+    request: Request,
     gateway: Here,
     identity: Reader,
     job_id: JobId,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+    last_event_id: LastEventId = None,
 ) -> Response:
-    """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here."""
+    """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here.
+
+    `Accept: text/event-stream`: an answer that stays open, with the same messages as the socket.
+    """
     await gateway.check_owner(job_id, identity)
+    if KIND in request.headers.get("accept", ""):
+        # An EventSource that comes back has the address it began with, and the newer cursor in the header.
+        return await _stream(gateway, identity, job_id, last_event_id or after)
     reading = Reading(gateway, job_id, event_id(after))
     payloads = []
     async for entry in reading:
@@ -73,6 +92,18 @@ async def events(
         if len(payloads) == limit:
             break
     return _page(payloads, reading)
+
+
+async def _stream(gateway: Gateway, identity: Identity, job_id: int, cursor: str | None) -> Response:
+    after = None if cursor is None else event_id(cursor)
+    relay = gateway.relay
+    record = await relay.find(job_id, visible_to(identity))
+    if after is not None and record.status.is_terminal and after >= EventId.parse(record.last_event_id or "0"):
+        # Nothing will come: the one answer after which an EventSource doesn't try again.
+        return Response(status_code=204)
+    return EventStream(
+        relay, identity.expires_at, lambda peer: relay.follow(peer, record, after), relay.place(record.job_id)
+    )
 
 
 @router.get("/{job_id}/logs")
