@@ -1,9 +1,10 @@
 """Who listens to which job's live feed: one subscription a job, kept for a while after the last listener."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from api.feed import Feed
@@ -66,16 +67,19 @@ class Channels:
         channel = self._occupied(job_id)
         channel.subscribers.add(subscriber)
         try:
-            await self._feed.subscribe(_name(job_id))
+            await self.subscribe(job_id)
             yield
         finally:
             channel.subscribers.discard(subscriber)
             self._left(channel)
 
-    async def follow(self, job_id: int, follower: Follower) -> None:
-        """Puts the job's one follower into the fan-out."""
+    def follow(self, job_id: int, follower: Follower) -> None:
+        """Puts the job's one follower into the fan-out, which begins with `subscribe`."""
         self._occupied(job_id).follower = follower
-        await self._feed.subscribe(_name(job_id))
+
+    async def subscribe(self, job_id: int) -> bool:
+        """Whether Redis has confirmed the subscription; if it is away, that follows."""
+        return await self._feed.subscribe(_name(job_id))
 
     def unfollow(self, job_id: int, follower: Follower) -> None:
         channel = self._channels.get(job_id)
@@ -83,9 +87,9 @@ class Channels:
             channel.follower = None
             self._left(channel)
 
-    def is_heard(self, job_id: int) -> bool:
-        """Whether every event that is published now is heard: Redis has confirmed the subscription."""
-        return self._feed.is_confirmed(_name(job_id))
+    def hearing(self, job_id: int) -> Callable[[], bool]:
+        """Asks whether every event that is published now is heard: Redis has confirmed the subscription."""
+        return partial(self._feed.is_confirmed, _name(job_id))
 
     def hears(self, job_id: int) -> bool:
         return job_id in self._channels

@@ -22,6 +22,10 @@ class Limits:
     """How often sockets are checked for stalled sends, idleness and expired tokens."""
     linger_s: float = 10.0
     """A channel stays subscribed that long after its last subscriber: reconnects come in waves."""
+    polled_jobs: int = 10_000
+    """Followed for pollers by one process."""
+    polled_s: float = 30.0
+    """A job that nobody asks for is followed that long to twice that long."""
     redis_patience_s: float = 1.0
     comment_s: float = 5.0
     """How often an event stream without messages shows that it lives."""

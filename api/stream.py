@@ -10,7 +10,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from api import tasks
-from api.auth import Authenticator, MissingToken, visible_to
+from api.auth import SCOPE_TO_READ, Authenticator, MissingToken, visible_to
 from api.closes import (
     AUTHENTICATION_REQUIRED,
     INTERNAL_ERROR,
@@ -34,7 +34,6 @@ from shared.tokens import ExpiredToken, Identity, KeysUnavailable, TokenError
 logger = structlog.get_logger(__name__)
 router = APIRouter(prefix="/training-jobs")
 
-SCOPE = "jobs:read"
 _JOB_ID = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
 
 
@@ -92,7 +91,7 @@ async def _identify(websocket: WebSocket) -> Identity:
         raise Refused(UNAVAILABLE) from None
     except TokenError:
         raise Refused(INVALID_TOKEN) from None
-    if SCOPE not in identity.scopes:
+    if SCOPE_TO_READ not in identity.scopes:
         raise Refused(INVALID_TOKEN)
     return identity
 

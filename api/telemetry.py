@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -83,6 +84,17 @@ class Telemetry:
         self._requests.labels(method, route, str(status)).inc()
         if _STAYS_OPEN not in scope:
             self._seconds.labels(method, route).observe(seconds)
+
+    def counter(self, method: str, route: str, status: int) -> Callable[[float], None]:
+        """Counts one answer and its seconds, without looking up its series each time."""
+        count = self._requests.labels(method, route, str(status)).inc
+        observe = self._seconds.labels(method, route).observe
+
+        def counted(seconds: float) -> None:
+            count()
+            observe(seconds)
+
+        return counted
 
     async def scrape(self, gateway: "Gateway") -> tuple[bytes, str]:
         """The text and its content type. SQL away: everything else, and `epochcast_sql_up 0`."""

@@ -8,11 +8,14 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
+from api import connections
 from api.auth import Reader, visible_to
 from api.downsampling import downsample
 from api.event_stream import KIND, EventStream
 from api.gateway import Gateway, Here
-from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, event_id
+from api.polls import LongPoll
+from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, Wait, event_id
+from api.telemetry import stays_open
 from epochcast.events import EventId
 from epochcast.jobs import utc_seconds
 from shared.database import DatabaseUnavailable
@@ -38,7 +41,7 @@ async def metrics_of_jobs(
     return {"items": items}
 
 
-@router.get("/events", response_class=EventStream)
+@router.get("/events", response_class=Response)
 async def events_of_all(gateway: Here, identity: Reader) -> Response:
     """Server-Sent Events of every job that the token may see, without log lines, as on the socket of all jobs."""
     relay = gateway.relay
@@ -75,23 +78,38 @@ async def events(
     job_id: JobId,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+    wait: Wait = 0,
     last_event_id: LastEventId = None,
 ) -> Response:
     """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here.
 
+    `wait`: where there are none, and the job has not ended, answers at the next or after so many seconds.
     `Accept: text/event-stream`: an answer that stays open, with the same messages as the socket.
     """
-    await gateway.check_owner(job_id, identity)
+    owner = await gateway.check_owner(job_id, identity)
     if KIND in request.headers.get("accept", ""):
         # An EventSource that comes back has the address it began with, and the newer cursor in the header.
         return await _stream(gateway, identity, job_id, last_event_id or after)
     reading = Reading(gateway, job_id, event_id(after))
+    if wait == 0:
+        return _page(await _payloads(reading, limit), reading)
+    stays_open(request.scope)
+    with LongPoll(gateway.polls.follow(job_id, owner), wait, connections.of(request.scope)) as poll:
+        while True:
+            poll.listen()
+            payloads = await _payloads(reading, limit)
+            if payloads or reading.has_hole or reading.has_ended or poll.is_over:
+                return _page(payloads, reading)
+            await poll.change()
+
+
+async def _payloads(reading: "Reading", limit: int) -> list[bytes]:
     payloads = []
     async for entry in reading:
         payloads.append(entry.payload)
         if len(payloads) == limit:
             break
-    return _page(payloads, reading)
+    return payloads
 
 
 async def _stream(gateway: Gateway, identity: Identity, job_id: int, cursor: str | None) -> Response:
@@ -139,6 +157,8 @@ class Reading:
         self._job_id = job_id
         self.cursor = cursor
         self.has_hole = False
+        self.has_ended = False
+        """The job has, and everything was read."""
 
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """Raises DatabaseUnavailable when nobody can tell whether there is more."""
@@ -146,6 +166,7 @@ class Reading:
         while True:
             page = await self._gateway.history.after(self._job_id, self.cursor)
             if page.is_end:
+                self.has_ended = page.standing is not None and page.standing.is_terminal
                 if page.standing is None and self.cursor == started:
                     raise DatabaseUnavailable("SQL is away and the stream has nothing")
                 return
