@@ -15,6 +15,8 @@ class Limits:
     send_timeout_s: float = 5.0
     queue_bytes: int = 1024 * 1024
     """Messages waiting for one subscriber whose peer doesn't drain; texts are shared between subscribers."""
+    conflate_bytes: int = 64 * 1024
+    """Beyond that a subscriber of all jobs gets fewer states."""
     slot_s: float = 8.0
     slot_refresh_s: float = 2.0
     reconcile_s: float = 5.0

@@ -13,6 +13,7 @@ from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
 from api.delivery import Delivery
 from api.feed import Feed
 from api.fleet import FleetDelivery, FleetSubscriber
+from api.fleet_outbox import FleetOutbox
 from api.history import History, in_thread
 from api.limits import Limits
 from api.peer import Peer
@@ -104,7 +105,8 @@ class Relay:
 
     async def follow_fleet(self, peer: Peer, visible_to: str | None) -> Close:
         """Sends the messages of all jobs that `visible_to` may see (None: everybody's), until the peer goes."""
-        subscriber = FleetSubscriber(visible_to, Outbox(self.limits.queue_bytes, peer.end))
+        outbox = FleetOutbox(self.limits.conflate_bytes, self.limits.queue_bytes, peer.end)
+        subscriber = FleetSubscriber(visible_to, outbox)
         self._fleet.add(subscriber)
         try:
             await self._feed.subscribe(_PATTERN, is_pattern=True)
