@@ -102,6 +102,7 @@ class Gateway:
 
     async def close(self) -> None:
         await tasks.end([self._sweep])
+        await self.polls.stop()
         await self.relay.stop()
         await anyio.to_thread.run_sync(self.dispatcher.stop)
         await self.redis.aclose()

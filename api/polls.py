@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from api import tasks
 from api.channels import Channels
 from api.connections import Ending, GatewayConnection
 from api.snapshots import Answer
@@ -33,13 +34,15 @@ class PolledJob:
         self._answer: Answer | None = None
         self._known = BEFORE_ALL
         self._version = 0
+        self.long_polls = 0
+        """Requests that wait here, or are just looking whether they still have to."""
         self.waiters: set[asyncio.Future[None]] = set()
         """Woken, and taken out, by the next change."""
         self._together: tuple[int, asyncio.Task[Answer]] | None = None
 
     @property
     def is_awaited(self) -> bool:
-        return bool(self.waiters)
+        return self.long_polls > 0
 
     @property
     def answer(self) -> Answer | None:
@@ -84,8 +87,7 @@ class PolledJob:
 
     def is_due(self, standing: Standing | None) -> bool:
         """A terminal state whose event was never written is one that SQL alone knows."""
-        is_watched = self._answer is not None or bool(self.waiters)
-        return is_watched and standing is not None and standing.last > self._known
+        return (self._answer is not None or self.is_awaited) and standing is not None and standing.last > self._known
 
 
 class LongPoll:
@@ -101,9 +103,11 @@ class LongPoll:
         """Nothing came in time, the gateway stops, or the client is gone."""
 
     def __enter__(self) -> Self:
+        self._polled.long_polls += 1
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._polled.long_polls -= 1
         self._polled.waiters.discard(self._change)
 
     def listen(self) -> None:
@@ -181,6 +185,9 @@ class Polls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return polled
+
+    async def stop(self) -> None:
+        await tasks.end(self._tasks)
 
     def forget(self, job_id: int) -> None:
         """What was read of this job may be old."""

@@ -1,6 +1,7 @@
 """Polling: what the fast lane answers and what it leaves to the application; long polls; ETags."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ import sqlalchemy as sa
 
 from api.gateway import Gateway
 from api.polls import PolledJob
-from epochcast.events import encode
+from epochcast.connection import Connection
+from epochcast.events import BEFORE_ALL, encode
+from epochcast.following import Pace, Place, unnoticed
 from epochcast.jobs import Status
+from epochcast.polling import poll
+from epochcast.transport import Transport
 from shared.database import Database
 from shared.embedded import RedisServer
 from shared.event_log import Entry, feed_channel
@@ -371,6 +376,31 @@ def test_hundreds_of_waiters_share_one_subscription_and_one_read(served: Served,
     assert {answer.json()["last_event_id"] for answer in answers} == {str(run.last)}
     assert snapshot_reads(run) - before <= 5, "every waiter read for itself"
     assert not job.waiters
+
+
+def test_our_client_without_websocket_waits_on_long_polls(served: Served, run: PublishedTraining) -> None:
+    """Each message once, soon, and hardly more requests than messages."""
+    run.start().report()
+    told: list[str] = []
+
+    async def follow() -> None:
+        transport = Transport(Connection(served.url, served.token()))
+        async for message in poll(transport, run.job_id, Place(BEFORE_ALL), unnoticed, Pace()):
+            told.append(message.id)
+        await transport.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(lambda: asyncio.run(follow()))
+        for _ in range(5):
+            wait_until(lambda: told == run.ids and (job := polled(served, run)) and job.is_awaited, "the long poll")
+            run.report()
+        wait_until(lambda: told == run.ids, "the last epoch")
+        run.finish()
+        following.result(30)
+    assert told == run.ids
+    requests = served.client().get("/metrics").text
+    counted = re.findall(r'requests_total{method="GET",route="(.+?)",status="200"} (.+)', requests)
+    assert sum(float(count) for route, count in counted if "{job_id}" in route) <= 2 * (len(told) + 1)
 
 
 def test_a_waiter_that_is_gone_is_forgotten(served: Served, run: PublishedTraining) -> None:
