@@ -51,6 +51,11 @@ class GatewayConnection(HttpToolsProtocol):
         finally:
             self._on_end = None
 
+    @property
+    def is_closing(self) -> bool:
+        """Nothing can be written any more; `held` will say so in a moment."""
+        return self.transport.is_closing()
+
     async def abort(self) -> None:
         """Closes without flushing, for a peer that doesn't read: flushing is what may never end."""
         self._lost = asyncio.Event()

