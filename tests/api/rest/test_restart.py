@@ -6,6 +6,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from epochcast.connection import Connection
 from epochcast.following import Connected, Notice, Polling, Reconnecting
@@ -92,11 +93,14 @@ async def _follow_all(watchers: list[_Watcher], url: str, given_up: threading.Ev
     for start in range(0, len(watchers), WAVE):
         wave = watchers[start : start + WAVE]
         following |= {asyncio.create_task(watcher.follow(url)) for watcher in wave}
-        while not all(watcher.is_connected for watcher in wave) and not given_up.is_set():
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_until, partial(_are_connected, wave, given_up), "a wave", timeout_s=120)
     while following and not given_up.is_set():
         done, following = await asyncio.wait(following, timeout=0.5)
         for task in done:
             task.result()
     for task in following:
         task.cancel()
+
+
+def _are_connected(wave: list[_Watcher], given_up: threading.Event) -> bool:
+    return given_up.is_set() or all(watcher.is_connected for watcher in wave)
