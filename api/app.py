@@ -10,12 +10,15 @@ from fastapi import FastAPI
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 import epochcast
 from api import page, problems, stream
 from api.auth import Authenticator
+from api.fast_lane import FastLane
 from api.gate import Gate
 from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
+from api.limits import Limits
 from api.routes import code, health, history, hosts, jobs, models, recipes
 from api.telemetry import Telemetry
 from shared.celery_app import Poker
@@ -27,12 +30,25 @@ from shared.settings import Settings
 API = "/api/v1"
 # A Redis that is away must not delay an answer that SQL can give.
 _REDIS_PATIENCE_S = 0.4
+_REDIS_CONNECTIONS = 32
+# Waiting for one of them is no sign that Redis is away.
+_TURN_S = 10
 _DISPATCHER_PATIENCE_S = 2.0
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Raises NoKeys when tokens are to be checked and the settings hold nothing to check them with."""
-    app = FastAPI(
+class GatewayApp(FastAPI):
+    """FastAPI behind its fast lane."""
+
+    fast_lane: FastLane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not await self.fast_lane.answers(scope, send):
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings, limits: Limits | None = None) -> GatewayApp:
+    """`limits`: the contract's, unless they are given. Raises NoKeys when there is nothing to check tokens with."""
+    app = GatewayApp(
         title="epochcast",
         version=epochcast.__version__,
         openapi_url=f"{API}/openapi.json",
@@ -43,8 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings = settings
+    app.state.limits = limits or Limits.of(settings)
     app.state.authenticator = Authenticator(settings)
     app.state.telemetry = Telemetry()
+    app.fast_lane = FastLane(Gate(app, settings), app.state.authenticator, app.state.telemetry)
     # History first: /training-jobs/metrics is no job.
     for routes in (history, jobs, code, models, recipes, hosts):
         app.include_router(routes.router, prefix=API)
@@ -63,7 +81,7 @@ def _install_middleware(app: FastAPI, settings: Settings) -> None:
         # The gate has refused every foreign Origin already; one that gets here may read the answer.
         allow_origin_regex=".*",
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range"],
         expose_headers=["Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After"],
     )
     app.add_middleware(Gate, settings=settings)
@@ -71,7 +89,7 @@ def _install_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: GatewayApp) -> AsyncIterator[None]:
     """Opens what the process holds. Neither SQL nor Redis has to be there: each request says what it misses."""
     settings: Settings = app.state.settings
     database = Database(
@@ -83,24 +101,31 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis=_redis(settings),
         dispatcher=_dispatcher(settings, database),
         telemetry=app.state.telemetry,
+        limits=app.state.limits,
     )
     app.state.gateway = gateway
     # The sockets know only the relay.
     app.state.relay = gateway.relay
     gateway.start()
+    app.fast_lane.open(gateway.polls.by_path)
     try:
         yield
     finally:
+        app.fast_lane.close()
         await gateway.close()
 
 
 def _redis(settings: Settings) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.events_redis_url,
+        # A crowd (subscribers that come back, long polls that wake) takes turns; it opens no connection each.
+        max_connections=_REDIS_CONNECTIONS,
+        timeout=_TURN_S,
         socket_timeout=_REDIS_PATIENCE_S,
         socket_connect_timeout=_REDIS_PATIENCE_S,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _dispatcher(settings: Settings, database: Database) -> Dispatcher:

@@ -16,7 +16,8 @@ from shared.tokens import SCOPES, ExpiredToken, Identity, InvalidToken, KeysUnav
 LOCAL = Identity("local", frozenset(SCOPES), math.inf)
 """Everybody, where the gateway runs without auth (on loopback only)."""
 
-_REMEMBERED_S = 300.0
+SCOPE_TO_READ = "jobs:read"
+_PROVIDERS_S = 300.0
 _REMEMBERED = 10_000
 
 
@@ -33,7 +34,10 @@ class Authenticator:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self._verifier = Verifier(settings, clock) if settings.auth == "token" else None
         self._clock = clock
+        # Not longer than a provider's keys are remembered: one that is withdrawn must stop working.
+        self._longest_s = _PROVIDERS_S if settings.jwks_url else math.inf
         self._known: dict[str, tuple[Identity, float]] = {}
+        self._headers: dict[bytes, tuple[Identity, float]] = {}
         # Fetching a provider's keys may take seconds; it must not keep the threads that everything else needs.
         self._threads = anyio.CapacityLimiter(4)
 
@@ -46,14 +50,29 @@ class Authenticator:
             raise MissingToken
         known = self._known.get(token)
         if known is not None and known[1] > self._clock():
+            self._remember_header(connection, known)
             return known[0]
         # In a thread: the identity provider's keys may have to be fetched.
         identity = await anyio.to_thread.run_sync(self._verifier.verify, token, limiter=self._threads)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        # Not longer than a provider's keys are remembered: one that is withdrawn must stop working.
-        self._known[token] = identity, min(identity.expires_at, self._clock() + _REMEMBERED_S)
+        known = self._known[token] = identity, min(identity.expires_at, self._clock() + self._longest_s)
+        self._remember_header(connection, known)
         return identity
+
+    def recall(self, authorization: bytes | None) -> Identity | None:
+        """Who sent this header before, with a token that still holds; None: `identify` has to say."""
+        if self._verifier is None:
+            return LOCAL
+        known = self._headers.get(authorization or b"")
+        return known[0] if known is not None and known[1] > self._clock() else None
+
+    def _remember_header(self, connection: HTTPConnection, known: tuple[Identity, float]) -> None:
+        header = connection.headers.get("authorization")
+        if header is not None:
+            if len(self._headers) >= _REMEMBERED:
+                self._headers.clear()
+            self._headers[header.encode("latin-1")] = known
 
 
 def token_of(connection: HTTPConnection) -> str | None:
@@ -112,7 +131,7 @@ def visible_to(identity: Identity) -> str | None:
     return None if identity.sees_all_jobs else identity.owner
 
 
-Reader = Annotated[Identity, Depends(requires("jobs:read"))]
+Reader = Annotated[Identity, Depends(requires(SCOPE_TO_READ))]
 Writer = Annotated[Identity, Depends(requires("jobs:write"))]
 Uploader = Annotated[Identity, Depends(requires("code:write"))]
 HostAdmin = Annotated[Identity, Depends(requires("hosts:admin"))]

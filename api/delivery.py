@@ -29,7 +29,7 @@ class Delivery:
             await self._resume(record, after)
         while True:
             if (frame := self._subscriber.outbox.take()) is not None:
-                await self._send(frame.text)
+                await self._send(frame.id, frame.text)
                 if frame.close is not None:
                     return frame.close
             elif self._subscriber.is_behind:
@@ -48,7 +48,7 @@ class Delivery:
             self._subscriber.start_at_end(EventId.parse(message.id))
             return
         self._subscriber.cursor = EventId.parse(message.id)
-        await self._send(payload.decode())
+        await self._send(self._subscriber.cursor, payload.decode())
 
     async def _resume(self, record: TrainingJob, after: EventId) -> None:
         self._subscriber.cursor = after
@@ -79,7 +79,7 @@ class Delivery:
         self._subscriber.cursor = entry.id
         self._subscriber.is_beyond_end = False
         self._last_sent = entry
-        await self._send(entry.payload.decode())
+        await self._send(entry.id, entry.payload.decode())
 
     async def _resync(self, at: EventId) -> None:
         """Says that history is missing: the state now, under the id after which the log goes on."""
@@ -88,7 +88,7 @@ class Delivery:
             raise Refused(UNAVAILABLE)
         message = state[0].model_copy(update={"id": str(at), "resync": True})
         self._subscriber.cursor = at
-        await self._send(encode(message).decode())
+        await self._send(at, encode(message).decode())
 
     def _ending(self, page: Page) -> Close | None:
         """How the socket closes when the log is read to its end; None: the job goes on.

@@ -88,6 +88,10 @@ class Feed:
             return False
         return True
 
+    def is_confirmed(self, channel: bytes) -> bool:
+        """Whether whatever is published there is heard now; false from the moment a break is seen."""
+        return channel in self._confirmed
+
     async def unsubscribe(self, channel: bytes) -> None:
         verb = self._wanted.pop(channel, None)
         self._confirmed.discard(channel)

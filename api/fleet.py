@@ -1,13 +1,12 @@
-"""The fleet's socket: messages of all jobs that a token may see, without log lines, for dashboards."""
+"""The fleet's stream: messages of all jobs that a token may see, without log lines, for dashboards."""
 
-from dataclasses import dataclass
 from functools import partial
 
 from api.closes import UNAVAILABLE, Close, Refused
+from api.fleet_outbox import FleetOutbox, Frame
 from api.history import History, in_thread, just_before
 from api.peer import Send
-from api.standing import standings
-from api.subscriber import Frame, Outbox
+from api.standing import active, standings
 from epochcast.events import BEFORE_ALL, EventId, encode
 from epochcast.jobs import Status, TrainingJob
 from shared.database import DatabaseUnavailable
@@ -22,7 +21,7 @@ _MOST_IDS = 500  # in one query
 class FleetSubscriber:
     """Takes live events of visible jobs; `known` is the newest event sent or queued of each job that has not ended."""
 
-    def __init__(self, visible_to: str | None, outbox: Outbox) -> None:
+    def __init__(self, visible_to: str | None, outbox: FleetOutbox) -> None:
         self.visible_to = visible_to
         self.outbox = outbox
         self.known: dict[int, EventId] = {}
@@ -42,10 +41,12 @@ class FleetSubscriber:
             self.fall_behind()
         self.known[job_id] = entry.id
         self.followed.add(job_id)
+        frame = Frame(job_id, entry.id, text)
         if entry.is_terminal:
             self.forget(job_id)
-        if entry.type != "log":
-            self.outbox.put(Frame(text))
+            self.outbox.put_end(frame)
+        elif entry.type != "log":
+            self.outbox.put_state(frame)
 
     def forget(self, job_id: int) -> None:
         """The job has ended. A late repeat of its end is taken for news, rather than remembering every job for ever."""
@@ -57,14 +58,6 @@ class FleetSubscriber:
         """Something may have been missed: compare with the record."""
         self.is_behind = True
         self.outbox.wake()
-
-
-@dataclass(frozen=True, slots=True)
-class _Active:
-    """A job that has not ended, as the record has it."""
-
-    job: TrainingJob
-    last: EventId
 
 
 class FleetDelivery:
@@ -81,7 +74,7 @@ class FleetDelivery:
         """Ends only by its peer. Raises Refused when the record can't be read at the beginning."""
         while True:
             if (frame := self._subscriber.outbox.take()) is not None:
-                await self._send(frame.text)
+                await self._send(frame.id, frame.text)
             elif self._subscriber.is_behind:
                 self._subscriber.is_behind = False
                 await self._compare()
@@ -90,27 +83,39 @@ class FleetDelivery:
 
     async def _compare(self) -> None:
         try:
-            active = await in_thread(self._active)
-            for item in active:
-                await self._send_state(item)
-            while self._subscriber.holes:
-                await self._fill(self._subscriber.holes.pop())
-            await self._send_ends({item.job.job_id for item in active})
+            if self._is_first:
+                for job in await in_thread(self._active_jobs):
+                    await self._send_first(job)
+            found = await in_thread(partial(active, self._queries.database, self._subscriber.visible_to))
+            unknown = [job_id for job_id, standing in found.items() if standing.last > self._known(job_id)]
+            for job_id in dict.fromkeys([*unknown, *self._subscriber.holes]):
+                self._subscriber.holes.discard(job_id)
+                await self._send_state(job_id)
+            await self._send_ends(set(found))
         except DatabaseUnavailable:
             if self._is_first:
                 raise Refused(UNAVAILABLE) from None
             return  # the next pass tries again
         self._is_first = False
 
-    async def _send_state(self, item: _Active) -> None:
-        before = self._subscriber.known.get(item.job.job_id)
-        if before is not None and item.last <= before:
+    def _known(self, job_id: int) -> EventId:
+        return self._subscriber.known.get(job_id, BEFORE_ALL)
+
+    async def _send_first(self, job: TrainingJob) -> None:
+        last = EventId.parse(job.last_event_id or "0")
+        if last > self._known(job.job_id):
+            self._subscriber.known[job.job_id] = last
+            await self._send(last, encode(progress_message(job)).decode())
+
+    async def _send_state(self, job_id: int) -> None:
+        """Makes up for messages that weren't heard. An end is left to `_send_ends`."""
+        state = await self._history.state(job_id)
+        if state is None or state[0].status.is_terminal:
             return
-        self._subscriber.known[item.job.job_id] = item.last
-        message = progress_message(item.job)
-        if not self._is_first:
-            message = message.model_copy(update={"resync": True})
-        await self._send(encode(message).decode())
+        message = state[0].model_copy(update={"resync": True})
+        last = EventId.parse(message.id)
+        self._subscriber.known[job_id] = max(last, self._known(job_id))
+        await self._send(last, encode(message).decode())
 
     async def _send_ends(self, active: set[int]) -> None:
         """Terminal messages of jobs that ended unheard."""
@@ -123,24 +128,19 @@ class FleetDelivery:
                     self._subscriber.forget(job_id)
                     await self._send_end(job_id, standing.last)
 
-    async def _fill(self, job_id: int) -> None:
-        state = await self._history.state(job_id)
-        if state is not None and not state[0].status.is_terminal:
-            await self._send(encode(state[0].model_copy(update={"resync": True})).decode())
-
     async def _send_end(self, job_id: int, last: EventId) -> None:
         stored = await in_thread(lambda: self._queries.archived(job_id, just_before(last), 1))
         for entry in stored:
-            await self._send(entry.payload.decode())
+            await self._send(entry.id, entry.payload.decode())
 
-    def _active(self) -> list[_Active]:
-        found: list[_Active] = []
+    def _active_jobs(self) -> list[TrainingJob]:
+        found: list[TrainingJob] = []
         for status in (Status.RUNNING, Status.QUEUED):
             cursor: str | None = None
             while True:
                 wanted = JobFilter(status=status, visible_to=self._subscriber.visible_to)
                 page = self._queries.jobs(wanted, _PAGE, cursor, positions=False)
-                found += [_Active(job, EventId.parse(job.last_event_id or "0")) for job in page.items]
+                found += page.items
                 cursor = page.next_cursor
                 if cursor is None:
                     break

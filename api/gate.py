@@ -37,7 +37,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if scope["path"] not in _ANY_HOST and not self._is_own(host):
+        if scope["path"] not in _ANY_HOST and not self.serves(host):
             detail = f"Host {host[:200]!r} is not served here; add it to EPOCHCAST_ALLOWED_HOSTS"
             return Problem(400, "foreign_host", detail)
         origin = headers.get("origin")
@@ -49,7 +49,8 @@ class Gate:
             return too_large(_limit(scope["path"]))
         return None
 
-    def _is_own(self, host: str) -> bool:
+    def serves(self, host: str) -> bool:
+        """Whether the gateway goes by this name, as a `Host` header has it."""
         name, _port = _split(host)
         return "*" in self._hosts or name in self._hosts
 

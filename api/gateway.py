@@ -1,8 +1,9 @@
 """What one gateway process holds while it runs, and how a request gets at it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, ParamSpec, TypeVar
 
 import anyio
@@ -10,9 +11,12 @@ import anyio.to_thread
 import redis.asyncio
 from fastapi import Depends, Request
 
+from api import snapshots, tasks
 from api.auth import visible_to
 from api.history import History
+from api.limits import Limits
 from api.owners import Owners
+from api.polls import Polls
 from api.relay import Relay
 from api.telemetry import Telemetry
 from shared.artifacts import ArtifactStore, ArtifactsUnavailable
@@ -45,6 +49,7 @@ class Gateway:
     redis: redis.asyncio.Redis
     dispatcher: Dispatcher
     telemetry: Telemetry
+    limits: Limits
     owners: Owners = field(default_factory=Owners)
 
     def __post_init__(self) -> None:
@@ -54,7 +59,8 @@ class Gateway:
         self.fleet = Fleet(self.database)
         self.reader = EventReader(self.redis)
         self.history = History(self.redis, self.store, self.queries)
-        self.relay = Relay(self.settings, self.store, self.queries, self.redis)
+        self.relay = Relay(self.settings, self.store, self.queries, self.redis, self.limits)
+        self.polls = Polls(self.relay.channels, partial(snapshots.read, self), self.limits.polled_jobs)
         # As many threads as connections: a request waits for a thread here, or not at all.
         self._limiter = anyio.CapacityLimiter(SQL_CONNECTIONS)
         # Each may take over a GiB of the temporary folder while it is checked.
@@ -80,23 +86,32 @@ class Gateway:
         """Runs any other blocking call in a thread, however long it takes."""
         return await anyio.to_thread.run_sync(lambda: call(*args, **kwargs))
 
-    async def check_owner(self, job_id: int, identity: Identity) -> None:
-        """Raises JobNotFound for a job that is missing or somebody else's: the two look the same from outside."""
+    async def check_owner(self, job_id: int, identity: Identity) -> str:
+        """The owner. Raises JobNotFound for a job that is missing or somebody else's: the two look the same."""
         owner = self.owners.get(job_id)
         if owner is None:
             owner = await self.record(self.store.owner, job_id)
             self.owners.remember(job_id, owner)
         self.owners.check(job_id, owner, visible_to(identity))
+        return owner
 
     def start(self) -> None:
         self.relay.start()
         self.dispatcher.start()
+        self._sweep = asyncio.create_task(self._keep_sweeping(), name="polls")
 
     async def close(self) -> None:
+        await tasks.end([self._sweep])
+        await self.polls.stop()
         await self.relay.stop()
         await anyio.to_thread.run_sync(self.dispatcher.stop)
         await self.redis.aclose()
         self.database.close()
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.polled_s)
+            self.polls.drop_unused()
 
 
 def of(request: Request) -> Gateway:

@@ -15,6 +15,8 @@ class Limits:
     send_timeout_s: float = 5.0
     queue_bytes: int = 1024 * 1024
     """Messages waiting for one subscriber whose peer doesn't drain; texts are shared between subscribers."""
+    conflate_bytes: int = 64 * 1024
+    """Beyond that a subscriber of all jobs gets fewer states."""
     slot_s: float = 8.0
     slot_refresh_s: float = 2.0
     reconcile_s: float = 5.0
@@ -22,7 +24,13 @@ class Limits:
     """How often sockets are checked for stalled sends, idleness and expired tokens."""
     linger_s: float = 10.0
     """A channel stays subscribed that long after its last subscriber: reconnects come in waves."""
+    polled_jobs: int = 10_000
+    """Followed for pollers by one process."""
+    polled_s: float = 30.0
+    """A job that nobody asks for is followed that long to twice that long."""
     redis_patience_s: float = 1.0
+    comment_s: float = 5.0
+    """How often an event stream without messages shows that it lives."""
     feed_ping_s: float = 1.0
     feed_silence_s: float = 3.0
 

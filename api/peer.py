@@ -1,4 +1,4 @@
-"""The socket of one connected client: sends that can't block for ever, and the reasons for which it is closed."""
+"""The connection of one client: sends that can't block for ever, and the reasons for which it is closed."""
 
 import asyncio
 import time
@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 
 from api.closes import IDLE_TIMEOUT, SLOW_CONSUMER, TOKEN_EXPIRED, Close
 from api.limits import Limits
+from epochcast.events import EventId
 
-Send = Callable[[str], Awaitable[None]]
+Send = Callable[[EventId, str], Awaitable[None]]
+"""Sends one message: its id, for transports that carry it beside the text, and the text."""
 
 
 class Peer:
@@ -26,12 +28,19 @@ class Peer:
         self._sending_since: float | None = None
         self._over: asyncio.Future[Close | None] = self._loop.create_future()
 
-    async def send(self, text: str) -> None:
+    async def send(self, identifier: EventId, text: str) -> None:
         """Blocks while the peer doesn't drain; `check` ends it when that takes too long."""
         self._sending_since = self._loop.time()
-        await self._send(text)
+        await self._send(identifier, text)
         self._sending_since = None
         self._active_at = self._loop.time()
+
+    async def prod(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Writes what is no message; not while a message waits to be written, which shows as much."""
+        if self._sending_since is None:
+            self._sending_since = self._loop.time()
+            await write()
+            self._sending_since = None
 
     def heard(self) -> None:
         """It sent a message. Pongs are none."""

@@ -8,10 +8,12 @@ import redis.asyncio
 import structlog
 
 from api import tasks
+from api.channels import Channels
 from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
 from api.delivery import Delivery
 from api.feed import Feed
 from api.fleet import FleetDelivery, FleetSubscriber
+from api.fleet_outbox import FleetOutbox
 from api.history import History, in_thread
 from api.limits import Limits
 from api.peer import Peer
@@ -21,7 +23,7 @@ from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
 from epochcast.jobs import TrainingJob
 from shared.database import DatabaseUnavailable
-from shared.event_log import FEED_PATTERN, Entry, entry_of_feed, feed_channel, job_of_feed
+from shared.event_log import FEED_PATTERN, Entry, entry_of_feed, job_of_feed
 from shared.queries import Queries
 from shared.settings import Settings
 from shared.store import Store
@@ -56,8 +58,7 @@ class Relay:
             on_pattern_message=self._dispatch_to_fleet,
             on_subscribed=self._read_again,
         )
-        self._channels: dict[int, set[Subscriber]] = {}
-        self._empty_since: dict[int, float] = {}
+        self.channels = Channels(self._feed, self.limits.linger_s)
         self._fleet: set[FleetSubscriber] = set()
         self._peers: set[Peer] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,21 +86,27 @@ class Relay:
         """The job as the record has it. Raises JobNotFound, DatabaseUnavailable."""
         return await in_thread(lambda: self._store.get(job_id, visible_to))
 
-    async def follow(self, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
-        """Sends a job's messages until they end. Raises Refused when all places are taken."""
-        slot = await self._slots.acquire(record.job_id)
+    @asynccontextmanager
+    async def place(self, job_id: int) -> AsyncIterator[None]:
+        """One of the job's places, which whoever follows it takes. Raises Refused when all are taken."""
+        slot = await self._slots.acquire(job_id)
         if slot is None:
             raise Refused(TOO_MANY_CONNECTIONS)
         try:
-            subscriber = Subscriber(record.job_id, Outbox(self.limits.queue_bytes, peer.end))
-            async with self._attached(subscriber):
-                return await Delivery(subscriber, self._history, peer.send).run(record, after)
+            yield
         finally:
             await self._slots.release(slot)
 
+    async def follow(self, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
+        """Sends a job's messages until they end."""
+        subscriber = Subscriber(record.job_id, Outbox(self.limits.queue_bytes, peer.end))
+        async with self.channels.attached(subscriber):
+            return await Delivery(subscriber, self._history, peer.send).run(record, after)
+
     async def follow_fleet(self, peer: Peer, visible_to: str | None) -> Close:
         """Sends the messages of all jobs that `visible_to` may see (None: everybody's), until the peer goes."""
-        subscriber = FleetSubscriber(visible_to, Outbox(self.limits.queue_bytes, peer.end))
+        outbox = FleetOutbox(self.limits.conflate_bytes, self.limits.queue_bytes, peer.end)
+        subscriber = FleetSubscriber(visible_to, outbox)
         self._fleet.add(subscriber)
         try:
             await self._feed.subscribe(_PATTERN, is_pattern=True)
@@ -118,29 +125,11 @@ class Relay:
         finally:
             self._peers.discard(peer)
 
-    @asynccontextmanager
-    async def _attached(self, subscriber: Subscriber) -> AsyncIterator[None]:
-        """In the fan-out, with the subscription confirmed by Redis (or Redis away: then it follows)."""
-        job_id = subscriber.job_id
-        self._channels.setdefault(job_id, set()).add(subscriber)
-        self._empty_since.pop(job_id, None)
-        try:
-            await self._feed.subscribe(feed_channel(job_id).encode())
-            yield
-        finally:
-            channel = self._channels[job_id]
-            channel.discard(subscriber)
-            if not channel:
-                self._empty_since[job_id] = asyncio.get_running_loop().time()
-
     # --- fan-out
 
     def _dispatch(self, channel: bytes, data: bytes) -> None:
-        subscribers = self._channels.get(job_of_feed(channel))
-        if subscribers and (heard := _heard(channel, data)) is not None:
-            _, entry, text = heard
-            for subscriber in subscribers:
-                subscriber.offer(entry, text)
+        if self.channels.hears(job_of_feed(channel)) and (heard := _heard(channel, data)) is not None:
+            self.channels.publish(*heard)
 
     def _dispatch_to_fleet(self, channel: bytes, data: bytes) -> None:
         if (heard := _heard(channel, data)) is not None:
@@ -154,8 +143,7 @@ class Relay:
             for fleet_subscriber in self._fleet:
                 fleet_subscriber.fall_behind()
             return
-        for subscriber in self._channels.get(job_of_feed(channel), ()):
-            subscriber.fall_behind()
+        self.channels.fall_behind(job_of_feed(channel))
 
     # --- loops
 
@@ -165,18 +153,10 @@ class Relay:
             try:
                 for peer in list(self._peers):
                     peer.check()
-                await self._drop_empty_channels()
+                await self.channels.drop_empty()
             except Exception:
                 # Without this loop no time-out would ever be seen again.
                 logger.exception("relay: a sweep failed")
-
-    async def _drop_empty_channels(self) -> None:
-        before = asyncio.get_running_loop().time() - self.limits.linger_s
-        for job_id in [job_id for job_id, since in self._empty_since.items() if since <= before]:
-            # A subscriber may have come while another channel was dropped.
-            if self._empty_since.pop(job_id, None) is not None:
-                del self._channels[job_id]
-                await self._feed.unsubscribe(feed_channel(job_id).encode())
 
     async def _keep_reconciling(self) -> None:
         """Messages can be lost without a break that anybody sees, and a terminal event may never be written."""
@@ -184,7 +164,7 @@ class Relay:
         while True:
             await asyncio.sleep(self.limits.reconcile_s / _STEPS)
             step = (step + 1) % _STEPS
-            job_ids = [job_id for job_id, members in self._channels.items() if members and job_id % _STEPS == step]
+            job_ids = [job_id for job_id in self.channels if job_id % _STEPS == step]
             try:
                 await self._reconcile(job_ids)
             except Exception:
@@ -203,10 +183,15 @@ class Relay:
             logger.warning("relay: SQL is away", error=str(error))
             record = {}
         for job_id in job_ids:
-            last = await self._history.last_id(job_id)
-            for subscriber in self._channels.get(job_id, ()):
-                if _is_due(subscriber, record.get(job_id), last):
-                    subscriber.fall_behind()
+            standing = record.get(job_id)
+            if self.channels.subscribers(job_id):
+                last = await self._history.last_id(job_id)
+                for subscriber in self.channels.subscribers(job_id):
+                    if _is_due(subscriber, standing, last):
+                        subscriber.fall_behind()
+            follower = self.channels.follower(job_id)
+            if follower is not None and follower.is_due(standing):
+                follower.fall_behind()
 
 
 def _is_due(subscriber: Subscriber, standing: Standing | None, last: EventId | None) -> bool:

@@ -6,6 +6,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from api.app import create_app
+from api.connections import GatewayConnection
 from api.sockets import FLUSH_S, PING_S, PONG_S, GatewaySocket
 from shared.settings import Settings
 
@@ -45,7 +46,7 @@ def uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=GatewayConnection,
         ws=GatewaySocket,
         ws_max_size=MAX_FRAME_BYTES,
         ws_ping_interval=PING_S,

@@ -58,7 +58,9 @@ class GatewaySocket(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """The server stops. The parent closes without a reason and doesn't wait for the peer's answer."""
-        if self.handshake_complete and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return  # uvloop raises at a write to what is closed, and nobody after this one would be told
+        if self.handshake_complete:
             self._close(SERVICE_RESTART)
         else:
             super().shutdown()

@@ -10,7 +10,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from api import tasks
-from api.auth import Authenticator, MissingToken, visible_to
+from api.auth import SCOPE_TO_READ, Authenticator, MissingToken, visible_to
 from api.closes import (
     AUTHENTICATION_REQUIRED,
     INTERNAL_ERROR,
@@ -34,7 +34,6 @@ from shared.tokens import ExpiredToken, Identity, KeysUnavailable, TokenError
 logger = structlog.get_logger(__name__)
 router = APIRouter(prefix="/training-jobs")
 
-SCOPE = "jobs:read"
 _JOB_ID = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
 
 
@@ -66,7 +65,12 @@ async def follow_job(websocket: WebSocket, job_id: str) -> None:
         await _close(websocket, refused.close)
         return
     relay, peer = _relay(websocket), _peer(websocket, identity)
-    await _converse(websocket, relay, peer, relay.follow(peer, record, after))
+    await _converse(websocket, relay, peer, _follow(relay, peer, record, after))
+
+
+async def _follow(relay: Relay, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
+    async with relay.place(record.job_id):
+        return await relay.follow(peer, record, after)
 
 
 async def _accept(websocket: WebSocket) -> None:
@@ -87,7 +91,7 @@ async def _identify(websocket: WebSocket) -> Identity:
         raise Refused(UNAVAILABLE) from None
     except TokenError:
         raise Refused(INVALID_TOKEN) from None
-    if SCOPE not in identity.scopes:
+    if SCOPE_TO_READ not in identity.scopes:
         raise Refused(INVALID_TOKEN)
     return identity
 
@@ -118,7 +122,10 @@ def _relay(websocket: WebSocket) -> Relay:
 
 
 def _peer(websocket: WebSocket, identity: Identity) -> Peer:
-    return Peer(websocket.send_text, identity.expires_at, _relay(websocket).limits)
+    async def send(_identifier: EventId, text: str) -> None:
+        await websocket.send_text(text)
+
+    return Peer(send, identity.expires_at, _relay(websocket).limits)
 
 
 async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Coroutine[Any, Any, Close]) -> None:

@@ -16,6 +16,7 @@ from shared.event_log import Entry
 class Frame:
     """A message ready to send. `close`: what follows it, when it is the job's last."""
 
+    id: EventId
     text: str
     close: Close | None = None
 
@@ -84,7 +85,7 @@ class Subscriber:
             self.fall_behind()
         else:
             self.cursor = entry.id
-            self.outbox.put(Frame(text, finished(Status(entry.status)) if entry.is_terminal else None))
+            self.outbox.put(Frame(entry.id, text, finished(Status(entry.status)) if entry.is_terminal else None))
 
     def _is_known(self, entry: Entry) -> bool:
         if entry.id > self.cursor:

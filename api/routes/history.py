@@ -1,21 +1,27 @@
 """What has happened to a job: its events, logs, metrics and attempts."""
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from api.auth import Reader
+from api import connections
+from api.auth import Reader, visible_to
 from api.downsampling import downsample
+from api.event_stream import KIND, EventStream
 from api.gateway import Gateway, Here
-from api.routes.parameters import After, JobId, QueryJobIds, event_id
+from api.polls import LongPoll
+from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, Wait, event_id
+from api.telemetry import stays_open
 from epochcast.events import EventId
 from epochcast.jobs import utc_seconds
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
 from shared.rows import moment
+from shared.tokens import Identity
 
 router = APIRouter(prefix="/training-jobs", tags=["history"])
 
@@ -33,6 +39,14 @@ async def metrics_of_jobs(
         await gateway.check_owner(job_id, identity)
         items.append({"job_id": job_id, "metrics": await _columns(gateway, job_id, max_points)})
     return {"items": items}
+
+
+@router.get("/events", response_class=Response)
+async def events_of_all(gateway: Here, identity: Reader) -> Response:
+    """Server-Sent Events of every job that the token may see, without log lines, as on the socket of all jobs."""
+    relay = gateway.relay
+    owner = visible_to(identity)
+    return EventStream(relay, identity.expires_at, lambda peer: relay.follow_fleet(peer, owner), nullcontext())
 
 
 @router.get("/{job_id}/metrics")
@@ -58,21 +72,56 @@ async def _columns(
 
 @router.get("/{job_id}/events")
 async def events(
+    request: Request,
     gateway: Here,
     identity: Reader,
     job_id: JobId,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+    wait: Wait = 0,
+    last_event_id: LastEventId = None,
 ) -> Response:
-    """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here."""
-    await gateway.check_owner(job_id, identity)
+    """The event log after a cursor. `resync`: some of what the cursor asked for is gone; what follows it is here.
+
+    `wait`: where there are none, and the job has not ended, answers at the next or after so many seconds.
+    `Accept: text/event-stream`: an answer that stays open, with the same messages as the socket.
+    """
+    owner = await gateway.check_owner(job_id, identity)
+    if KIND in request.headers.get("accept", ""):
+        # An EventSource that comes back has the address it began with, and the newer cursor in the header.
+        return await _stream(gateway, identity, job_id, last_event_id or after)
     reading = Reading(gateway, job_id, event_id(after))
+    if wait == 0:
+        return _page(await _payloads(reading, limit), reading)
+    stays_open(request.scope)
+    with LongPoll(gateway.polls.follow(job_id, owner), wait, connections.of(request.scope)) as poll:
+        while True:
+            poll.listen()
+            payloads = await _payloads(reading, limit)
+            if payloads or reading.has_hole or reading.has_ended or poll.is_over:
+                return _page(payloads, reading)
+            await poll.change()
+
+
+async def _payloads(reading: "Reading", limit: int) -> list[bytes]:
     payloads = []
     async for entry in reading:
         payloads.append(entry.payload)
         if len(payloads) == limit:
             break
-    return _page(payloads, reading)
+    return payloads
+
+
+async def _stream(gateway: Gateway, identity: Identity, job_id: int, cursor: str | None) -> Response:
+    after = None if cursor is None else event_id(cursor)
+    relay = gateway.relay
+    record = await relay.find(job_id, visible_to(identity))
+    if after is not None and record.status.is_terminal and after >= EventId.parse(record.last_event_id or "0"):
+        # Nothing will come: the one answer after which an EventSource doesn't try again.
+        return Response(status_code=204)
+    return EventStream(
+        relay, identity.expires_at, lambda peer: relay.follow(peer, record, after), relay.place(record.job_id)
+    )
 
 
 @router.get("/{job_id}/logs")
@@ -108,6 +157,8 @@ class Reading:
         self._job_id = job_id
         self.cursor = cursor
         self.has_hole = False
+        self.has_ended = False
+        """The job has, and everything was read."""
 
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """Raises DatabaseUnavailable when nobody can tell whether there is more."""
@@ -115,6 +166,7 @@ class Reading:
         while True:
             page = await self._gateway.history.after(self._job_id, self.cursor)
             if page.is_end:
+                self.has_ended = page.standing is not None and page.standing.is_terminal
                 if page.standing is None and self.cursor == started:
                     raise DatabaseUnavailable("SQL is away and the stream has nothing")
                 return

@@ -9,14 +9,17 @@ from redis.exceptions import RedisError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from api import connections
 from api.auth import Reader, Writer, visible_to
 from api.bodies import read_json
 from api.gateway import Gateway, Here
 from api.plan import plan
+from api.polls import LongPoll, PolledJob
 from api.problems import wrong_field, wrong_fields
-from api.routes.parameters import Cursor, JobId, Limit, Word
-from api.snapshots import encode, job_json
+from api.routes.parameters import After, Cursor, JobId, Limit, Wait, Word, event_id
+from api.snapshots import Answer, encode, read
 from api.submission import check_entrypoint, idempotency_key, resolve
+from api.telemetry import stays_open
 from epochcast.events import EventId
 from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
 from shared.event_log import nudge_channel
@@ -82,10 +85,47 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", response_model=TrainingJob)
-async def get(gateway: Here, identity: Reader, job_id: JobId) -> Response:
-    """The job now: what the document's polling loop reads."""
-    await gateway.check_owner(job_id, identity)
-    return json_response(await job_json(gateway, job_id))
+async def get(
+    request: Request,
+    gateway: Here,
+    identity: Reader,
+    job_id: JobId,
+    after: After = None,
+    wait: Wait = 0,
+    known: Annotated[str | None, Header(alias="If-None-Match", max_length=1000)] = None,
+) -> Response:
+    """The job now: what the document's polling loop reads.
+
+    `wait`: if it has no news, answers at its next change, or after so many seconds. News is what came after the event
+    `after`, else another state than the one that If-None-Match names, else anything. An ended job is answered at once.
+    """
+    owner = await gateway.check_owner(job_id, identity)
+    cursor = None if after is None else event_id(after)
+    if wait > 0:
+        return (await _news(request, gateway.polls.follow(job_id, owner), cursor, known, wait)).response(known)
+    polled = gateway.polls.asked(job_id, owner)
+    answer = await read(gateway, job_id) if polled is None else polled.answer or await polled.read()
+    return answer.response(known)
+
+
+async def _news(request: Request, polled: PolledJob, after: EventId | None, known: str | None, wait_s: float) -> Answer:
+    stays_open(request.scope)
+    tag = known.encode() if known is not None else None
+    with LongPoll(polled, wait_s, connections.of(request.scope)) as poll:
+        while True:
+            poll.listen()
+            answer = polled.answer or await polled.read_together()
+            if poll.is_over or answer.status.is_terminal or _is_news(answer, after, tag):
+                return answer
+            if after is None and tag is None:
+                after = answer.last
+            await poll.change()
+
+
+def _is_news(answer: Answer, after: EventId | None, tag: bytes | None) -> bool:
+    if after is not None:
+        return answer.last > after
+    return tag is not None and not answer.is_known(tag)
 
 
 @router.post("/{job_id}/stop", status_code=202, response_model=TrainingJob)
@@ -132,6 +172,8 @@ async def restart(request: Request, gateway: Here, identity: Writer, job_id: Job
     )
     gateway.dispatcher.wake()
     await _announced(gateway, job)
+    # The feed says so too, maybe a moment after this answer.
+    gateway.polls.forget(job_id)
     return json_response(encode(job))
 
 

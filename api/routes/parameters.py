@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import Path, Query
+from fastapi import Header, Path, Query
 from pydantic import BeforeValidator
 
 from api.problems import Problem
@@ -31,6 +31,9 @@ Cursor = Annotated[str | None, Query(max_length=100, description="next_cursor of
 # NUL can't be stored as text anywhere, and PostgreSQL refuses even to compare with it.
 Word = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 After = Annotated[str | None, Query(max_length=50, description="an event id such as 2-46, or 0 for the beginning")]
+
+Wait = Annotated[float, Query(ge=0, le=60, description="seconds to wait for news before answering without any")]
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=50, description="instead of after")]
 
 
 def event_id(after: str | None, default: EventId = BEFORE_ALL) -> EventId:

@@ -143,7 +143,7 @@ class Reader:
     async def disconnect(self) -> None:
         await tasks.end([self.task])
 
-    async def _take(self, text: str) -> None:
+    async def _take(self, _identifier: EventId, text: str) -> None:
         message = json.loads(text)
         self.last = EventId.parse(message["id"])
         self.told.append((self.last, self._is_fresh or message.get("resync", False)))

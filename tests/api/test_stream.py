@@ -271,7 +271,7 @@ async def wait_attached(gateway: ThreadGateway, job_id: int) -> None:
     """Until the gateway's subscriber of a job reads the live feed."""
     await asyncio.to_thread(
         wait_until,
-        lambda: [s for s in gateway.relay._channels.get(job_id, ()) if not s.is_behind],
+        lambda: [s for s in gateway.relay.channels.subscribers(job_id) if not s.is_behind],
         "a live subscriber",
     )
 

@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.limits import Limits
 from api.server import open_listener, uvicorn_config
 from shared import tokens
 from shared.settings import Settings
@@ -19,9 +20,9 @@ DIGITS: dict[str, Any] = {"recipe": "image-classifier", "hyperparameters": {"dat
 class Served:
     """`app` on any free port of loopback."""
 
-    def __init__(self, settings: Settings, app: FastAPI | None = None) -> None:
+    def __init__(self, settings: Settings, app: FastAPI | None = None, limits: Limits | None = None) -> None:
         self.settings = settings
-        self.app = app or create_app(settings)
+        self.app = app or create_app(settings, limits)
         self._listener = open_listener("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn_config(self.app))
@@ -32,6 +33,12 @@ class Served:
         assert self.settings.secret is not None
         secret = self.settings.secret.get_secret_value()
         return tokens.create(owner, scopes or ("jobs:read", "jobs:write"), days=1, secret=secret)
+
+    def stop(self) -> None:
+        """As at SIGTERM; the open answers are told."""
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the gateway didn't stop"
 
     def client(self, owner: str | None = "alice", *scopes: str) -> httpx2.Client:
         """Somebody with a token of `scopes` (reading and writing jobs); None: without any."""
@@ -48,9 +55,7 @@ class Served:
     def __exit__(self, *_: object) -> None:
         for client in self._clients:
             client.close()
-        self._server.should_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive(), "the gateway didn't stop"
+        self.stop()
 
 
 def submit(client: httpx2.Client, **fields: Any) -> dict[str, Any]:
