@@ -42,7 +42,9 @@ def end_members(connection: sa.Connection, job_id: int, generation: int, now: fl
 def order_members(connection: sa.Connection, job_id: int, generation: int, order: str) -> int:
     """Tells the members beyond 0 to `drain` or to `kill`, which a later `drain` doesn't undo. Returns how many."""
     told = members.update().where(_open(job_id, generation), members.c.member > 0)
-    milder = sa.or_(members.c.ordered.is_(None), members.c.ordered == "drain")
+    milder: sa.ColumnElement[bool] = members.c.ordered.is_(None)
+    if order == "kill":
+        milder = sa.or_(milder, members.c.ordered == "drain")
     return connection.execute(told.where(milder).values(ordered=order)).rowcount
 
 

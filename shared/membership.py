@@ -72,9 +72,9 @@ def claim_member(
 
 
 def hold_place(database: Database, membership: Membership, lease_s: float) -> bool:
-    """Renews the lease of a place. False: it is gone."""
+    """Renews the lease of a place that waits. False: it is gone, or its job has started."""
     with database.write() as connection:
-        renewed = members.update().where(_mine(membership), members.c.ended_at.is_(None))
+        renewed = members.update().where(_mine(membership), members.c.ended_at.is_(None), members.c.attempt.is_(None))
         return connection.execute(renewed.values(lease_until=database.now + lease_s)).rowcount == 1
 
 
@@ -108,9 +108,11 @@ def addresses(database: Database, membership: Membership) -> list[str]:
 
 
 def started_member(database: Database, membership: Membership) -> Claim | None:
-    """What a member beyond 0 has once the job is claimed; None: the job has moved on already."""
+    """What a member beyond 0 has once the job is claimed; None: the job has moved on already, or this host's lease ran
+    out before it looked."""
     with database.read() as connection:
-        mine = connection.execute(sa.select(members).where(_mine(membership))).one_or_none()
+        in_time = members.c.lease_until >= database.now
+        mine = connection.execute(sa.select(members).where(_mine(membership), in_time)).one_or_none()
         if mine is None or mine.attempt is None or mine.ended_at is not None:
             return None
         row = connection.execute(

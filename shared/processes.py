@@ -34,6 +34,11 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def show_memory() -> None:
+    """Takes back what `hide_memory` did, also in a parent before a fork."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
 def adopt_orphans() -> None:
     """Makes orphaned descendants children of this process instead of init's, so that it can find and end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

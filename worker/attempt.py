@@ -1,7 +1,6 @@
 """One attempt: its parts put together, taken from the claim to the last written byte, and let go of in order."""
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -18,7 +17,7 @@ from shared.queries import Queries
 from shared.settings import Settings
 from worker.connections import Connections
 from worker.finishing import Finisher
-from worker.gang import Gang
+from worker.gang import Gang, limits_of
 from worker.job_state import JobState
 from worker.journal import Journal
 from worker.lease import LeaseKeeper
@@ -151,10 +150,11 @@ class Attempt:
             thread.start()
         if self._gang is not None:
             self._gang.start()
-        until = time.monotonic() + (self._claim.job.spec.max_runtime_s or math.inf)
+        began = time.monotonic()
         ending, saved, failed_at = self._supervise()
         if self._gang is not None and ending.cut is not Cut.LEASE_LOST:
-            ending = self._gang.gather(ending, failed_at, self._is_draining, until)
+            limits = limits_of(self._claim.job.spec, began)
+            ending = self._gang.gather(ending, failed_at, self._is_draining, limits)
         self._end(ending, saved)
 
     def _is_draining(self) -> bool:
@@ -169,6 +169,8 @@ class Attempt:
         before_start = self._site.start(self._trainer, self._licence_until, self._narrator.log)
         if before_start is not None:
             return before_start, None, time.monotonic()
+        if self._gang is not None:
+            self._gang.begin_with(self._site.resumed_from)
         supervisor = Supervisor(
             self._settings,
             self._claim.job.spec,

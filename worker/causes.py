@@ -71,7 +71,8 @@ def clean(text: str) -> str:
 def _behind(link: BaseException, text: str) -> Iterator[BaseException]:
     if isinstance(link, BaseExceptionGroup):
         yield from link.exceptions
-    inner = getattr(link, "inner_exception", None)  # torch.compile's BackendCompilerFailed and InductorError
+    # torch.compile's BackendCompilerFailed and InductorError. Not by getattr: an exception's class is the script's own.
+    inner = link.__dict__.get("inner_exception")
     if isinstance(inner, BaseException):
         yield inner
     if link.__cause__ is not None:

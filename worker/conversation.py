@@ -28,6 +28,8 @@ from worker.shard_upload import LocalShard, ShardUploader
 
 # Reports of one epoch from a script without run.epochs() belong together when they come within this time.
 MERGE_S = 0.1
+# One a rank, and a script may have ranks of its own; a hostile one must not fill memory with them.
+MAX_FAILURES = 256
 
 
 class Conversation:
@@ -89,7 +91,7 @@ class Conversation:
             case Failure(error=error):
                 self._narrator.close_epoch()
                 self.failed_at = self.failed_at or time.monotonic()
-                if all(error.rank != known.rank for known in self.failures):
+                if len(self.failures) < MAX_FAILURES and all(error.rank != known.rank for known in self.failures):
                     self.failures.append(error)
             case OomSnapshot(saved=saved):
                 self._take_snapshot(saved)

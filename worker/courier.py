@@ -69,6 +69,10 @@ class Courier:
         """A part of a sharded checkpoint that is in the artifact store by now, for member 0 to collect."""
         self._files.append(orjson.dumps({"type": "shard", "shard": to_json(shard)}))
 
+    def begins(self, checkpoint: object) -> None:
+        """Which checkpoint's artifact this host's ranks resume from; None: from none."""
+        self._files.append(orjson.dumps({"type": "begins", "from": checkpoint}))
+
     def drain(self) -> None:
         """This host's worker shuts down: member 0 hears of it at once."""
         self._draining = True

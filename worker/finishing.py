@@ -16,6 +16,7 @@ from shared.attempt import AttemptRecord, LeaseLost, NewModel, StoredFile
 from shared.claims import Claim
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
+from shared.gang import MembersAlive
 from shared.recovery import Recovery
 from shared.rows import progress_message
 from shared.settings import Settings
@@ -197,14 +198,15 @@ class Finisher:
         return True
 
     def _retrying(self, write: Callable[[], Result]) -> Result:
-        """Calls `write` through an outage of SQL; after a minute the lease decides."""
+        """Calls `write` through an outage of SQL, and until no host of the attempt is left; after a minute the lease
+        decides."""
         deadline = time.monotonic() + WRITE_S
         while True:
             try:
                 return write()
-            except DatabaseUnavailable:
+            except (DatabaseUnavailable, MembersAlive) as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise DatabaseUnavailable(str(error)) from error
                 time.sleep(_RETRY_S)
 
 

@@ -8,10 +8,13 @@ from epochcast.jobs import JobError
 # How torch.distributed, gloo and NCCL word the loss of another rank, its silence, an aborted collective (torch 2.13).
 _LOST_RANK = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|Dist(?:Backend|Network|Store)Error|"
-    r"ncclRemoteError|ncclSystemError|remote process exited|gloo.*(?:timeout|timed out)|Timed out waiting|"
-    r"wait timeout after|Socket Timeout|ProcessGroup(?:NCCL|Gloo)|collective operation timeout|"
-    r"client socket has timed out|failed to recv|recvValue failed",
-    re.IGNORECASE | re.DOTALL,
+    r"ncclRemoteError|ncclSystemError|remote process exited|timed? ?out|recvValue failed|failed to recv",
+    re.IGNORECASE,
+)
+# Who words it: a script's own connection to something else is refused in the same words.
+_TORCH = re.compile(
+    r"gloo|nccl|ProcessGroup|Dist(?:Backend|Network|Store)Error|TCPStore|c10d|torch/distributed|collective",
+    re.IGNORECASE,
 )
 
 
@@ -25,5 +28,8 @@ def is_consequence(error: JobError) -> bool:
     """Whether this failure is how a rank notices that another one is gone or stuck."""
     if error.type not in ("user_error", "environment", "platform"):
         return False
-    # NCCL's watchdog ends a process that waits too long for the others.
-    return error.signal == "SIGABRT" or bool(_LOST_RANK.search(f"{error.message}\n{error.detail or ''}"))
+    if error.signal == "SIGABRT":  # NCCL's watchdog ends a process that waits too long for the others
+        return True
+    said = f"{error.message}\n{error.detail or ''}"
+    last_frame = (error.traceback or "")[-1_000:]
+    return bool(_LOST_RANK.search(said)) and bool(_TORCH.search(said + last_frame))

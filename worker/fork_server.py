@@ -9,6 +9,7 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from shared.processes import name_process
+from shared.processes import hide_memory, name_process, show_memory
 from worker import huge_pages
 from worker.launcher import Order, launch
 from worker.leaving import leave
@@ -65,8 +66,7 @@ class ForkServer:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        # As they are before anything was forked: what a trainer of any job gets back to.
-        self._blas = _blas_libraries()
+        self._libraries = _libraries_with_threads()
 
     def serve(self) -> int:
         """Until the agent hangs up. Raises BecomeTrainer in each trainer."""
@@ -108,11 +108,17 @@ class ForkServer:
 
     def _become(self, order: Order) -> None:
         """In a trainer: what a new process would have, and a forked one has not."""
+        show_memory()
+        # As Python sets them when it starts; the launcher left the kernel's defaults for it to find.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        multiprocessing.current_process().authkey = os.urandom(32)
         random.seed()
         sys.modules["numpy"].random.seed()
         sys.modules["torch"].default_generator.seed()
         tempfile.tempdir = None  # TMPDIR is the attempt's own
-        self._blas.limit(limits=int(os.environ.get("OMP_NUM_THREADS", "1")), user_api="blas")
+        # Of every BLAS, and of each OpenMP that a library brought of its own.
+        self._libraries.limit(limits=int(os.environ.get("OMP_NUM_THREADS", "1")))
         sys.argv = list(order.argv)
         raise BecomeTrainer
 
@@ -135,7 +141,7 @@ def check_fork_safe() -> None:
                 raise NotForkSafe("a GPU's device is open in the fork server")
 
 
-def _blas_libraries() -> Any:
+def _libraries_with_threads() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -161,11 +167,14 @@ def main(arguments: list[str]) -> int:
     server = ForkServer(control)
     platform_modules()
     name_process(READY)
+    # Shared by the jobs of all owners, and it outlives them: none of them may look into it or change it.
+    hide_memory()
     control.send(json.dumps({"ready": True}).encode())
-    try:
+    with contextlib.suppress(BecomeTrainer):
         return server.serve()
-    except BecomeTrainer:
-        leave(train())
+    # Out of its handling: a script's own errors would else all have happened "while handling" this one.
+    folder = os.getcwd()
+    return leave(train(), folder)
 
 
 if __name__ == "__main__":

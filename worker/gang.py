@@ -3,13 +3,13 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from epochcast.jobs import JobError
+from epochcast.jobs import JobError, TrainingJobSpec
 from shared.attempt import AttemptRecord, LeaseLost, StoredFile
 from shared.claims import Claim
 from shared.database import DatabaseUnavailable
@@ -28,6 +28,27 @@ LOOK_S = 1.0
 GATHER_LOOK_S = 0.2
 OUTAGE_S = 60.0
 _ENDED_WELL = ("succeeded", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Until when (monotonic) other hosts may go on after this one has ended, and what it is called if they do."""
+
+    until: float
+    cut: Cut
+    error: JobError
+
+
+def limits_of(spec: TrainingJobSpec, began: float) -> list[Limit]:
+    """Of an attempt that began then, and whose rank 0 has just ended: it reports nothing more."""
+    found = []
+    if spec.max_runtime_s is not None:
+        error = JobError(type="timeout", message="its other hosts ran for longer than max_runtime_s")
+        found.append(Limit(began + spec.max_runtime_s, Cut.TIMEOUT, error))
+    if spec.stall_timeout_s is not None:
+        error = JobError(type="stalled", message="its other hosts went on for stall_timeout_s after rank 0 had ended")
+        found.append(Limit(time.monotonic() + spec.stall_timeout_s, Cut.STALLED, error))
+    return found
 
 
 class Gang:
@@ -55,6 +76,9 @@ class Gang:
         self._requests = requests
         self._take_shard = take_shard
         self._taken: dict[int, int] = {}
+        self._has_unforgotten = False
+        self._begins: dict[str, object] = {}
+        self._begins_here: tuple[object] | None = None
         self._waiting: deque[dict[str, Any]] = deque()
         self._states: list[MemberState] = []
         self._order: str | None = None
@@ -65,6 +89,11 @@ class Gang:
 
     def start(self) -> None:
         self._thread.start()
+
+    def begin_with(self, checkpoint: object) -> None:
+        """Which checkpoint's artifact this host's ranks resume from; None: from none."""
+        self._begins_here = (checkpoint,)
+        self._woken.set()
 
     def wake(self) -> None:
         """Another host says that there is news."""
@@ -93,11 +122,13 @@ class Gang:
                 case {"type": "log", "level": level, "message": line}:
                     self._narrator.log(level, line)
 
-    def gather(self, ending: Ending, failed_at: float, is_draining: Callable[[], bool], until: float) -> Ending:
+    def gather(
+        self, ending: Ending, failed_at: float, is_draining: Callable[[], bool], limits: Sequence[Limit] = ()
+    ) -> Ending:
         """Waits until every host's part is over, and says what ended the attempt, all things known.
 
         `failed_at`: when this host's first rank failed (monotonic). `is_draining`: whether this worker shuts down by
-        now. `until`: when the attempt's time is over (monotonic). Raises LeaseLost, DatabaseUnavailable.
+        now. Raises LeaseLost, DatabaseUnavailable.
         """
         self.stop()
         if ending.cut is Cut.DRAINED:
@@ -121,10 +152,10 @@ class Gang:
                 raise LeaseLost(f"job {self._job_id}: while its other hosts ended")
             if is_draining() and self._order is None:
                 self._order = "drain"
-            if time.monotonic() > until and self._order != "kill":
+            broken = next((limit for limit in limits if time.monotonic() > limit.until), None)
+            if broken is not None and self._order != "kill":
                 self._order = "kill"
-                message = "its other hosts ran for longer than max_runtime_s"
-                ending = replace(ending, cut=Cut.TIMEOUT, cut_error=JobError(type="timeout", message=message))
+                ending = replace(ending, cut=broken.cut, cut_error=broken.error)
             time.sleep(GATHER_LOOK_S)
         self._tell_the_rest(combined)
         return combined.ending
@@ -164,13 +195,18 @@ class Gang:
             for message in messages:
                 if message["type"] == "shard":  # once more after an outage: a part that is known is passed over
                     self._take_shard(from_json(message["shard"]))
+                if message["type"] == "begins":
+                    self._begins[self._states[one.member].host] = message["from"]
                 if message["type"] == "file":  # once more after an outage: it is entered by its key
                     self._record.add_artifact(StoredFile(**message["file"]))
             self._waiting.extend(messages)
             self._taken[one.member] = one.seq
         if said:
+            self._has_unforgotten = True
             self._requests.wake()
-            self._gang.forget(_newest(said))
+        if self._has_unforgotten:  # also what an outage kept from being forgotten: a member waits until it is
+            self._gang.forget([MemberMessage(member, seq, b"") for member, seq in self._taken.items()])
+            self._has_unforgotten = False
         if any(_broke(state) for state in self._states[1:]):
             self._order = "kill"
         elif self._order is None and any(state.draining for state in self._states[1:]):
@@ -179,12 +215,26 @@ class Gang:
             self._connections.nudge(self._job_id, self._others)
         return bool(said)
 
+    def _other_beginnings(self) -> str:
+        """Which hosts resume from another checkpoint than this one, in words; empty if none does."""
+        if self._begins_here is None:
+            return ""
+        here = self._begins_here[0]
+        others = [f"{host}: {_named(other)}" for host, other in self._begins.items() if other != here]
+        return ", ".join([f"here: {_named(here)}", *others]) if others else ""
+
     def _judge(self) -> None:
         """Ends this host's ranks when another host's part has ended before its time."""
         others = self._states[1:]
         cut: Cut | None = None
         if any(_broke(state) for state in others):
             cut = Cut.GANG
+        elif (different := self._other_beginnings()) and self._asked is None:
+            # One host could not read what another could: each would train other epochs, or parts of two models.
+            line = f"the hosts begin with different checkpoints ({different}); trying again"
+            self._waiting.append({"type": "log", "level": "ERROR", "message": line})
+            self._requests.wake()
+            cut = Cut.PLATFORM
         elif any(state.draining or state.outcome == Cut.DRAINED for state in others):
             cut = Cut.DRAINED
         if cut is not None and cut is not self._asked:
@@ -192,10 +242,10 @@ class Gang:
             self._requests.ask(cut)
 
 
+def _named(checkpoint: object) -> str:
+    return "none" if checkpoint is None else f"artifact {checkpoint}"
+
+
 def _broke(state: MemberState) -> bool:
     """Whether a member's part is over, and not as it should be."""
     return state.is_gone and state.outcome not in (*_ENDED_WELL, Cut.DRAINED)
-
-
-def _newest(said: list[MemberMessage]) -> list[MemberMessage]:
-    return list({one.member: one for one in said}.values())

@@ -148,7 +148,7 @@ class Guard:
                 self._obey(ward, json.loads(packet), descriptors)
             else:
                 self._lose_supervisor(ward)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OSError) as error:
             logger.error("agent: an unreadable order; its connection is closed", error=repr(error))
             self._lose_supervisor(ward)
         finally:

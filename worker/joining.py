@@ -57,9 +57,8 @@ class Joining:
         """Whether the wait is over, and with what."""
         if boottime_s() > self.renewed_at + self._settings.heartbeat_s:
             asked_at = boottime_s()
-            if not hold_place(self._database, membership, self._settings.lease_s):
-                return True, None
-            self.renewed_at = asked_at
+            if hold_place(self._database, membership, self._settings.lease_s):
+                self.renewed_at = asked_at
         match standing(self._database, membership):
             case Standing.WAITING:
                 return False, None

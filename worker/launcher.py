@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from shared.processes import adopt_orphans, dies_with_parent, name_process
+from shared.processes import adopt_orphans, dies_with_parent, name_process, show_memory
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
 
 STUCK_AFTER_S = 60.0
@@ -76,6 +76,8 @@ class Launcher:
     def run(self, order: Order, become: Callable[[Order], None]) -> int:
         """`become`: what a forked trainer does; it never returns."""
         adopt_orphans()
+        if self._is_orphaned():  # the supervisor gave up on this start, and may have given its job back
+            return 1
         for local, streams in enumerate(order.streams):
             rank = order.first_rank + local
             self._trainers[_start(order, become, local, streams, self._lifeline)] = rank
@@ -89,6 +91,14 @@ class Launcher:
         self._end_tree()
         self._say({"exit": self._exit, "rank": self._rank, "cut": self._cut})
         return 0
+
+    def _is_orphaned(self) -> bool:
+        try:
+            return self._lifeline.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _goes_on(self) -> bool:
         if self._cut is not None or not self._trainers:
@@ -173,6 +183,7 @@ def _start(
         return pid
     try:
         prepare()
+        show_memory()  # or this process's own files in /proc would be root's
         os.setsid()
         for sign in (*IGNORED, signal.SIGPIPE):
             signal.signal(sign, signal.SIG_DFL)

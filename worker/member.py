@@ -155,6 +155,7 @@ class Member:
         before_start = self._site.start(self._trainer, self._licence_until, self._voice.log)
         if before_start is not None:
             return before_start, time.monotonic()
+        self._courier.begins(self._site.resumed_from)
         supervisor = Supervisor(
             self._settings,
             self._claim.job.spec,

@@ -63,7 +63,7 @@ class ShardSaved(_Packet):
     checkpoint: FileName
     epoch: int | None = Field(default=None, ge=0, le=2**53)
     step: int | None = Field(default=None, ge=0, le=2**53)
-    files: list[ShardFile] = Field(max_length=256)
+    files: list[ShardFile] = Field(min_length=1, max_length=256)
 
     @model_validator(mode="after")
     def _of_its_own(self) -> Self:

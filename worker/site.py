@@ -59,6 +59,8 @@ class Site:
         self.tree = Tree(settings.work_dir, job.job_id, self.ranks)
         closing.callback(self.tree.close)
         self._met: Ranks | None = None
+        self.resumed_from: object = None
+        """The artifact of the checkpoint that this host's ranks are given; None: they begin at the beginning."""
 
     def start(self, trainer: Sequence[str], licence_until: float, say: Callable[[Level, str], None]) -> Ending | None:
         """Starts the trainers where the last checkpoint left off; how it ended when they can't be started.
@@ -90,6 +92,7 @@ class Site:
         checkpoints, complaints = fetch_checkpoints(self.workspace, self._claim, store)
         for complaint in complaints:
             say("WARNING", complaint)
+        self.resumed_from = checkpoints[0]["artifact_id"] if checkpoints else None
         job_file = write_job_file(self.workspace, job, checkpoints)
         self._met = ranks = self._meeting()
         env = trainer_environment(self.workspace, self._claim, self.socket.path, job_file, ranks)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from worker.process_tree import send, subtrees_except
 from worker.warm_start import ForkServerFailed, ForkServerKeeper
 from worker.workspace import CHECKOUT
 
@@ -68,7 +70,9 @@ class Starter:
         if not start.may_be_warm:
             return False
         self._fork_server.ensure()
-        return self._fork_server.is_loading and time.monotonic() - start.since < WAIT_FOR_IMPORTS_S
+        if self._fork_server.is_doubtful or time.monotonic() - start.since > WAIT_FOR_IMPORTS_S:
+            return False
+        return self._fork_server.is_loading
 
     def start(self, start: Start, launchers: set[int]) -> int:
         """The new launcher's pid. `launchers`: those that live. Raises OSError."""
@@ -77,6 +81,11 @@ class Starter:
                 return self._fork_server.fork(start.request, start.descriptors, launchers)
             except ForkServerFailed as error:
                 logger.error("fork server: an attempt starts cold instead", error=str(error))
+                # One that it had forked when it died is our child by now: it must not start trainers beside these.
+                while strays := subtrees_except(os.getpid(), launchers):
+                    for pid in strays:
+                        send(pid, signal.SIGKILL)
+                    time.sleep(0.005)
         return _execute(start)
 
     def close(self) -> None:

@@ -147,13 +147,30 @@ def _print(error: BaseException) -> None:
 
 
 def _typed(error: BaseException, job: JobFile, script: Path, folder: Path) -> JobError:
+    """Whatever the exception's class does when it is looked at: a job must not fail without a word."""
+    try:
+        return _read(error, job, script, folder)
+    except Exception as fault:
+        detail = f"it could not be read further: {type(fault).__name__} while it was looked at"
+        return JobError(type="user_error", message=type(error).__name__, detail=detail, rank=_rank())
+
+
+def _rank() -> int:
+    """As the launcher set it, unless the script has put something else there."""
+    try:
+        return max(0, int(os.environ.get("RANK", "0")))
+    except ValueError:
+        return 0
+
+
+def _read(error: BaseException, job: JobFile, script: Path, folder: Path) -> JobError:
     run = training.current_run()
     failed = failures.from_exception(
         error,
         script=script,
         folder=folder,
         is_recipe=job.recipe is not None,
-        rank=int(os.environ.get("RANK", "0")),
+        rank=_rank(),
         epoch=run.epoch or None if run else None,
         step=run.broke_off_at if run else None,
     )
@@ -184,7 +201,7 @@ def _keep_snapshot(out_dir: Path, rank: int) -> None:
 
 def _complain(message: str) -> None:
     """Into the job's log, past the script's own stderr."""
-    _say({"type": "log", "rank": int(os.environ.get("RANK", "0")), "level": "ERROR", "message": short(message)})
+    _say({"type": "log", "rank": _rank(), "level": "ERROR", "message": short(message)})
 
 
 def _send(failed: JobError) -> None:
@@ -206,4 +223,5 @@ def _say(packet: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    folder = os.getcwd()
+    leave(main(), folder)

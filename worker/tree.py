@@ -75,6 +75,11 @@ class Tree:
         try:
             self.agent.connect(timeout_s)
             self.launcher, self.started = self.agent.start(request, ends, timeout_s)
+        except BaseException:
+            # The agent may still start it, late: a launcher without a lifeline starts nothing and ends.
+            self.lifeline.close()
+            self.agent.close()
+            raise
         finally:
             self._far_ends.close()
         # A renewal that came while the launcher was started: the lifeline had it, the agent not.

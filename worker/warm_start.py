@@ -24,12 +24,13 @@ logger = structlog.get_logger(__name__)
 
 FORKS_WITHIN_S = 2.0
 LOADS_WITHIN_S = 60.0
-TRY_AGAIN_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 _MAX_PACKET = 64 * 1024
 # Read when torch, OpenMP or CUDA are loaded, which has happened by the time a warm trainer gets its environment.
 _READ_WHEN_LOADED = (
-    "ATEN_", "CUDA_", "CUBLAS_", "CUDNN_", "GOMP_", "GOTO_", "KMP_", "MALLOC_", "MKL_", "NUMEXPR_", "NVIDIA_", "OMP_",
-    "OPENBLAS_", "PYTORCH_", "TORCH", "TRITON_",
+    "ATEN_", "CUDA_", "CUBLAS_", "CUDNN_", "GLIBC_", "GOMP_", "GOTO_", "JOBLIB_", "KMP_", "LOKY_", "MALLOC_", "MKL_",
+    "NPY_", "NUMEXPR_", "NUMPY_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_", "SCIPY_", "SKLEARN_", "SYMPY_", "TORCH",
+    "TRITON_",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ class ForkServerKeeper:
         self._installed: tuple[tuple[str, int], ...] = ()
         self._is_wanted = False
         self._may_start_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
         self._deadline = 0.0
         self._control: socket.socket | None = None
         self.is_ready = False
@@ -72,12 +74,17 @@ class ForkServerKeeper:
         return self._process is not None and not self.is_ready
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether one has failed since the last fork: nobody should wait for the next."""
+        return self._pause_s > FIRST_PAUSE_S
+
+    @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
     def ensure(self) -> None:
-        """From here on there shall be a server, which holds what is installed now. One that could not load is not tried
-        again for half a minute."""
+        """From here on there shall be a server, which holds what is installed now. After one that failed there is a
+        pause, longer each time until a server has forked."""
         self._is_wanted = True
         if self._process is not None and self._installed != _installed():
             logger.info("fork server: packages have changed; it is replaced")
@@ -87,7 +94,6 @@ class ForkServerKeeper:
 
     def _start(self) -> None:
         self._installed = _installed()
-        self._may_start_at = time.monotonic() + TRY_AGAIN_S
         self._deadline = time.monotonic() + LOADS_WITHIN_S
         control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far_end:
@@ -103,6 +109,7 @@ class ForkServerKeeper:
             except OSError as error:
                 logger.error("fork server: it could not be started", error=str(error))
                 control.close()
+                self._fail()
                 return
         self._control = control
 
@@ -118,16 +125,15 @@ class ForkServerKeeper:
         except BlockingIOError:
             if self.is_loading and time.monotonic() > self._deadline:
                 logger.error("fork server: it did not get ready", seconds=LOADS_WITHIN_S)
-                self.end()
+                self._fail()
             return
         except OSError:
             packet = b""
         if packet and json.loads(packet).get("ready"):
             self.is_ready = True
-            self._may_start_at = 0.0
         else:
             logger.error("fork server: it died; attempts start cold until it is back")
-            self.end()
+            self._fail()
 
     def fork(self, request: Mapping[str, Any], descriptors: Sequence[int], launchers: set[int]) -> int:
         """Has it fork a launcher for `request`; its pid. `launchers`: those that it has forked before and that live.
@@ -142,9 +148,15 @@ class ForkServerKeeper:
         except OSError as error:
             answer = {"refused": f"it does not answer: {error}"}
         if "launcher" not in answer:
-            self.end(launchers)
+            self._fail(launchers)
             raise ForkServerFailed(answer.get("refused", "it gave no answer"))
+        self._pause_s = FIRST_PAUSE_S
         return int(answer["launcher"])
+
+    def _fail(self, launchers: set[int] | None = None) -> None:
+        self._may_start_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self.end(launchers)
 
     def end(self, launchers: set[int] | None = None) -> None:
         """Ends the server. `launchers`: those that it has told of; any other child, forked for a request that it was

@@ -107,7 +107,8 @@ def fetch_checkpoints(
             complaints.append(f"checkpoint of epoch {checkpoint.epoch} is {how}: {error}")
             shutil.rmtree(folder)
             continue
-        found.append({"file": str(path), "epoch": checkpoint.epoch, "step": checkpoint.step})
+        place = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+        found.append({"file": str(path), "artifact_id": checkpoint.artifact_id, **place})
         if len(found) == 2:
             break
     return found, complaints

@@ -171,3 +171,20 @@ while True:
     assert [launched.read_line(), launched.read_line()] == [b"ready\n"] * 2
     launched.tell(signal="SIGTERM")
     assert launched.hear() == {"exit": 3, "rank": 1, "cut": None}
+
+
+def test_a_start_that_its_supervisor_gave_up_starts_nothing(tmp_path: Path) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near.close()
+    out, end = os.pipe()
+    request = {
+        "licence": boottime_s() + 60, "cwd": str(tmp_path), "first_rank": 0, "ranked": False,
+        "argv": [sys.executable, "-c", "open('started', 'w')"],
+    }  # fmt: skip
+    descriptors = [far.fileno(), end, os.dup(end)]
+    launcher = [sys.executable, "-m", "worker.launcher", json.dumps(request), *map(str, descriptors)]
+    subprocess.run(launcher, cwd=CHECKOUT, pass_fds=descriptors, check=False, timeout=20)
+    far.close()
+    for descriptor in (out, *descriptors[1:]):
+        os.close(descriptor)
+    assert not (tmp_path / "started").exists()

@@ -1,7 +1,9 @@
 """Warm start: forked trainers are as new ones, only sooner; and whatever befalls the fork server, jobs go on."""
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from tests.worker.host import CHECKOUT, Host
 from tests.worker.test_bundles import keep, submit
 from worker import fork_server
 from worker.process_tree import descendants, start_time
-from worker.warm_start import starts_warm
+from worker.warm_start import ForkServerKeeper, starts_warm
 from worker.workspace import TRAINER
 
 HOW = "print('cold' if b'worker.trainer' in open('/proc/self/cmdline', 'rb').read() else 'warm')\n"
@@ -57,7 +59,7 @@ def fork_server_of(host: Host) -> int:
 
 
 LOOK = """
-import json, os, random, sys, tempfile
+import json, multiprocessing, os, random, signal, sys, tempfile
 import numpy, torch
 import epochcast
 print(json.dumps({
@@ -68,6 +70,8 @@ print(json.dumps({
     "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
     "platform": [name for name in sys.modules if name.split(".")[0] in ("worker", "shared", "api")],
     "argv": sys.argv, "path": sys.path, "flags": list(sys.flags), "name": open("/proc/self/comm").read().strip(),
+    "signals": {str(number): str(signal.getsignal(number)) for number in sorted(signal.valid_signals())},
+    "key": multiprocessing.current_process().authkey.hex(), "handled": str(sys.exc_info()),
     "session": os.getsid(0) == os.getpid(), "threads": torch.get_num_threads(), "hash": hash("epochcast"),
 }))
 """
@@ -80,8 +84,9 @@ def test_a_forked_trainer_finds_what_a_new_one_finds(host: Host, tmp_path: Path)
     first, second, third = (json.loads(lines[1]) for lines in (*warm, cold))
     for number in range(3):
         assert first["random"][number] != second["random"][number], "each process draws for itself"
-    for name in ("descriptors", "platform", "flags", "name", "session", "threads", "hash"):
+    for name in ("descriptors", "platform", "flags", "name", "session", "threads", "hash", "signals", "handled"):
         assert first[name] == third[name], name
+    assert first["key"] != second["key"]
     assert first["argv"][1:] == third["argv"][1:] == ["--lr", "1"]
     assert first["path"][0] == str(Path(first["argv"][0]).parent)
     assert first["path"][1:] == third["path"][1:]
@@ -213,6 +218,7 @@ def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Pat
     kept.write("written")
     sys.kept = [kept]
     sys.kept.append(sys.kept)
+    import archive
     class Gone:
         def __del__(self):
             os.write(1, b"deleted\\n")
@@ -220,7 +226,52 @@ def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Pat
     """
     for number, env in enumerate(({}, {"OMP_PROC_BIND": "false"})):
         path = tmp_path / f"kept-{number}"
-        lines = run(host, tmp_path / f"code-{number}", HOW + textwrap.dedent(script), args=[str(path)], env=env)
+        packed = tmp_path / f"packed-{number}.gz"
+        files = {
+            "train.py": (HOW + textwrap.dedent(script)).encode(),
+            "archive.py": b"import gzip, sys; FILE = gzip.open(sys.argv[2], 'wt'); FILE.write('whole')",
+        }
+        job_id = submit(host, keep(host, tmp_path / f"code-{number}", files), args=[str(path), str(packed)], env=env)
+        host.wait_ended(host.attempt(job_id))
+        lines = host.logs(job_id)
         assert lines[0] == ("cold" if env else "warm")
         assert set(lines[1:]) == {"deleted", "thread", "process", "atexit"}
         assert path.read_text() == "written"
+        assert gzip.decompress(packed.read_bytes()) == b"whole"
+        assert host.store.get(job_id).status is Status.SUCCEEDED
+
+
+def test_an_error_of_a_forked_script_is_told_as_that_of_a_new_one(host: Host, tmp_path: Path) -> None:
+    script = HOW + "def deep():\n    raise ValueError('no')\ndeep()\n"
+    content = keep(host, tmp_path / "code", {"train.py": script.encode()})
+    told = []
+    for env in ({}, {"OMP_PROC_BIND": "false"}):
+        job_id = submit(host, content, env=env)
+        host.wait_ended(host.attempt(job_id))
+        error = host.store.get(job_id).error
+        assert error is not None
+        lines = [re.sub(r"jobs/\d+/\d+", "jobs", line) for line in host.logs(job_id)]
+        told.append((re.sub(r"jobs/\d+/\d+", "jobs", error.traceback or ""), lines[1:]))
+        assert lines[0] == ("cold" if env else "warm")
+    assert told[0] == told[1]
+
+
+def test_a_server_that_fails_again_and_again_is_given_pauses(tmp_path: Path) -> None:
+    keeper = ForkServerKeeper({**os.environ, "PYTHONPATH": str(tmp_path)})
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "__init__.py").write_text("raise SystemExit(1)")
+    starts: list[int | None] = []
+
+    def tried() -> bool:
+        keeper.watch()
+        if keeper.pid is not None and keeper.pid not in starts:
+            starts.append(keeper.pid)
+        return keeper.is_doubtful and keeper._pause_s > 2
+
+    keeper.ensure()
+    try:
+        wait_until(tried, "two failures", timeout_s=30)
+        assert len(starts) <= 3
+        assert not keeper.is_ready
+    finally:
+        keeper.end()

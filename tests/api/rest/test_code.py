@@ -165,7 +165,7 @@ def test_args_and_env_that_no_job_may_have_are_named(served: Served) -> None:
 
 def test_every_name_that_a_trainer_is_given_is_the_platforms() -> None:
     source = (Path(__file__).parents[3] / "worker" / "workspace.py").read_text()
-    body = source[source.index("def trainer_environment") :]
+    body = source[source.index("def host_environment") : source.index("def template_environment")]
     given = re.findall(r'^        "([A-Z_]+)":', body, re.MULTILINE)
     assert len(given) > 5
     assert [name for name in given if why_refused(name, "1") is None] == []
