@@ -132,6 +132,9 @@ def _shrink(spec: TrainingJobSpec, error: JobError) -> Requeue | None:
     smaller = now.smaller() if now is not None else None
     if now is None or smaller is None:
         return None
+    ranks = spec.resources.nodes * spec.resources.local_processes
+    if spec.recipe is not None and smaller.size < ranks:
+        return None  # a recipe's micro-batch is of all ranks together, and each needs a row of it
     reason = (
         f"{error.type}: micro_batch_size {now.size} -> {smaller.size}, "
         f"accumulation_steps {now.accumulation_steps} -> {smaller.accumulation_steps}"

@@ -78,6 +78,14 @@ def test_cuda_oom_with_nothing_left_to_shrink_is_the_end(hyperparameters: dict[s
     assert outcome == Finish(Status.FAILED, JobError(type="cuda_oom", message="cuda_oom"))
 
 
+def test_a_recipe_shrinks_no_further_than_a_row_for_each_rank() -> None:
+    hyperparameters = {"batch_size": 8, "micro_batch_size": 4}
+    on_two = spec(on_oom="shrink", hyperparameters=hyperparameters, procs_per_node=2)
+    assert isinstance(decide(ending(1, failure="cuda_oom"), on_two, 0), Requeue)
+    on_four = spec(on_oom="shrink", hyperparameters=hyperparameters, procs_per_node=2, nodes=2)
+    assert isinstance(decide(ending(1, failure="cuda_oom"), on_four, 0), Finish)
+
+
 def test_shrink_changes_nothing_about_other_failures_and_stops() -> None:
     shrinking = spec(on_oom="shrink", hyperparameters={"micro_batch_size": 8})
     assert isinstance(decide(ending(1, failure="host_oom"), shrinking, 0), Finish)
