@@ -122,6 +122,7 @@ class Finisher:
             case Finish(status=status, error=error):
                 self._finish(status, error, saved, model, stuck)
             case Requeue():
+                logger.warning("job given back", outcome=outcome.outcome, reason=outcome.reason)
                 # The announcer's event of the next generation would fence what is still on its way.
                 self._shipper.drain(BACKLOG_S)
                 self._retrying(
@@ -136,6 +137,7 @@ class Finisher:
                     )
                 )
             case Lost(reason=reason):
+                logger.warning("job given back", outcome="lost", reason=reason)
                 self._shipper.drain(BACKLOG_S)
                 job = self._claim.job
                 recovery = Recovery(self._record.database)
