@@ -113,6 +113,9 @@ class Tree:
                 data = self.lifeline.recv(_MAX_PACKET)
             except BlockingIOError:
                 return True
+            except ConnectionResetError:
+                # It ended with a renewal of ours unread: the kernel says so once, before what it had said last.
+                continue
             except OSError:
                 return False
             if not data:
