@@ -123,10 +123,10 @@ def test_a_missing_module_or_file_comes_with_what_to_do() -> None:
 
 
 def test_a_syntax_error_shows_file_line_and_caret() -> None:
-    error = from_exception(raised(lambda: compile("x = 1\nif x\n  pass\n", "/attempt/work/model.py", "exec")))
+    error = from_exception(raised(lambda: compile("x = 1\nif x\n  pass\n", "/attempt/code/model.py", "exec")))
     assert error.message == "SyntaxError: expected ':' (model.py, line 2)"
     assert error.detail is not None
-    assert error.detail.splitlines()[0].strip() == 'File "/attempt/work/model.py", line 2'
+    assert error.detail.splitlines()[0].strip() == 'File "/attempt/code/model.py", line 2'
 
 
 def wrapped_by(link: Callable[[BaseException], BaseException]) -> BaseException:
