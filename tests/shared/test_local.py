@@ -67,6 +67,8 @@ def refused(*arguments: str, **environment: str) -> str:
 
 def test_ready_line_names_the_page_and_the_state_files_lead_to_it(tmp_path: Path) -> None:
     with Platform(tmp_path) as up:
+        # The first state file comes before the second, and both before what is said.
+        wait_until(lambda: f"#token={up.token}" in up.output, f"the page's address\n{up.output}")
         *_, ready, address = (line for line in up.output.splitlines() if " | " not in line)
         assert ready == "epochcast is ready; Ctrl-C stops it"
         assert address == f"{up.url}/#token={up.token}"
