@@ -166,7 +166,7 @@ def test_hostile_packets_end_nothing_but_are_bounded_where_they_count(host: Host
 
 def test_output_without_end_neither_grows_the_supervisor_nor_hides_the_reports(host: Host) -> None:
     script = """
-        import os, threading
+        import os, threading, time
         import epochcast
         run = epochcast.init()
         def flood():
@@ -180,9 +180,10 @@ def test_output_without_end_neither_grows_the_supervisor_nor_hides_the_reports(h
         for epoch in run.epochs():
             run.report(epoch=epoch, train_loss=1.0 / epoch)
         thread.join()
+        time.sleep(1.5)  # into a second in which lines are admitted again
         print()
         while not os.path.exists("go"):
-            pass
+            time.sleep(0.05)
     """
     job_id = host.submit(total_epochs=50)
     supervisor = host.attempt(job_id, script)
