@@ -13,7 +13,7 @@ _LOST_RANK = re.compile(
 )
 # Who words it: a script's own connection to something else is refused in the same words.
 _TORCH = re.compile(
-    r"gloo|nccl|ProcessGroup|Dist(?:Backend|Network|Store)Error|TCPStore|c10d|torch/distributed|collective",
+    r"by peer \[|gloo|nccl|ProcessGroup|Dist(?:Backend|Network|Store)Error|TCPStore|c10d|torch/distributed|collective",
     re.IGNORECASE,
 )
 
