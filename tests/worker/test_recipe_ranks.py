@@ -93,6 +93,7 @@ def train(folder: Path, ranks: int, told: dict[str, Any], kill_in: int = 0, limi
     with listening(folder, **told) as attempt:
         for code, output in ended(attempt, ranks, "-c", script):
             assert code == (-9 if kill_in else 0), output
+        attempt.settle()  # what an ended rank said last may still be on its way
     return attempt
 
 
