@@ -33,7 +33,7 @@ def leave(code: int, folder: str) -> NoReturn:
 def _take_apart(folder: str) -> None:
     """The script's modules, as Python takes all of them apart: an archive that one holds open is completed by this."""
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = getattr(module, "__dict__", {}).get("__file__")  # not by getattr: some modules import at any question
         if isinstance(file, str) and file.startswith(folder + os.sep):
             for name in list(vars(module)):
                 if name != "__builtins__":
