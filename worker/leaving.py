@@ -7,7 +7,14 @@ import io
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import IO, Any, NoReturn
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# Not the script's, even where it lies in the same folder: this code itself, and what is installed.
+OURS = tuple(
+    f"{folder}{os.sep}" for folder in (*(CHECKOUT / name for name in ("worker", "shared", "epochcast")), sys.prefix)
+)
 
 
 def leave(code: int, folder: str) -> NoReturn:
@@ -34,7 +41,7 @@ def _take_apart(folder: str) -> None:
     """The script's modules, as Python takes all of them apart: an archive that one holds open is completed by this."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__dict__", {}).get("__file__")  # not by getattr: some modules import at any question
-        if isinstance(file, str) and file.startswith(folder + os.sep):
+        if isinstance(file, str) and file.startswith(folder + os.sep) and not file.startswith(OURS):
             for name in list(vars(module)):
                 if name != "__builtins__":
                     vars(module)[name] = None

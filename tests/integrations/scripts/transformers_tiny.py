@@ -19,6 +19,7 @@ arguments = TrainingArguments(
     output_dir="out",
     num_train_epochs=3,
     per_device_train_batch_size=4,
+    learning_rate=0.02,
     eval_strategy="epoch",
     save_strategy="no",
     use_cpu=True,
