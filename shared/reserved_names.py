@@ -17,7 +17,7 @@ NAMES = {
     "CUBLAS_WORKSPACE_CONFIG": "is fixed, so that a resumed job computes the same bits",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "is the platform's own",
     "TMPDIR": "is a folder of the attempt",
-    "OMP_WAIT_POLICY": "is the platform's own",
+    **dict.fromkeys(("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT"), "is the platform's own"),
 }
 MAX_VALUE_BYTES = 32 * 1024
 

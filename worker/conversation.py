@@ -52,6 +52,7 @@ class Conversation:
         self._shards = shards
         self._end = end
         self._tells_epochs = False
+        self._has_diverged = False
         self.merge_at: float | None = None
         self.last_report = time.monotonic()
         self.failed_at: float | None = None
@@ -61,6 +62,8 @@ class Conversation:
         self.oom_snapshot: SavedFile | None = None
 
     def take(self, message: Message) -> None:
+        if self._has_diverged and not isinstance(message, LogLine | Failure):
+            return  # it went on until it was killed, with weights that nobody should resume from
         match message:
             case Report():
                 self._take_report(message)
@@ -115,6 +118,8 @@ class Conversation:
         if report.non_finite and self._spec.fail_on_non_finite:
             message = f"{', '.join(report.non_finite)} became NaN or infinite"
             error = JobError(type="diverged", message=message, detail=place, epoch=report.epoch, step=report.step)
+            self._has_diverged = True
+            self._narrator.close_epoch()
             self._end(Cut.DIVERGED, error)
 
     def _take_checkpoint(self, saved: SavedFile) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from shared.processes import hide_memory, name_process, show_memory
 from worker import huge_pages
-from worker.launcher import Order, enter, fork_spare_trainer, launch
+from worker.launcher import IGNORED, Order, enter, fork_spare_trainer, launch
 from worker.leaving import leave
 from worker.spare import MAX_DESCRIPTORS, MAX_PACKET, Spare, Waiting, fork_spare
 from worker.trainer import main as train
@@ -104,7 +104,8 @@ class ForkServer:
         return launcher
 
     def _fork_spare(self) -> None:
-        with contextlib.suppress(NotForkSafe):  # the next request is refused and says why
+        # The next request is refused and says why, or forks for itself.
+        with contextlib.suppress(NotForkSafe, OSError):
             check_fork_safe()
             launcher = fork_spare()
             if isinstance(launcher, Spare):
@@ -124,7 +125,7 @@ class ForkServer:
             else:
                 name_process(SPARE_TRAINER)
                 launcher.close()
-                packet, descriptors = trainer.order()
+                packet, descriptors = trainer.order(IGNORED)
         except BaseException as error:
             os.write(2, f"epochcast fork server: {error!r}\n".encode())
             os._exit(1)

@@ -195,13 +195,13 @@ def _start(order: Order, become: Become, local: int, streams: tuple[int, int], l
 
 
 def fork_spare_trainer() -> Spare | Waiting:
-    """A trainer that waits for its order; the child shall `enter` when it has it. Raises OSError."""
+    """A trainer that waits for its order; the child shall `enter` when it has it. Raises OSError.
+
+    While it waits it ignores what its parent ignores: a signal that somebody sends it is none for the job to come.
+    """
     prepare = dies_with_parent()
-    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     forked = fork_spare()
-    if isinstance(forked, Spare):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
-    else:
+    if isinstance(forked, Waiting):
         prepare()
     return forked
 
@@ -215,7 +215,7 @@ def enter(order: Order, local: int, streams: tuple[int, int]) -> None:
     try:
         show_memory()  # or this process's own files in /proc would be root's
         os.setsid()
-        for sign in (*IGNORED, signal.SIGPIPE):
+        for sign in (*IGNORED, signal.SIGPIPE, signal.SIGQUIT):
             signal.signal(sign, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         _prefer_as_oom_victim()

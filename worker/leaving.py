@@ -7,6 +7,9 @@ import io
 import os
 import sys
 import threading
+import types
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -15,6 +18,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 OURS = tuple(
     f"{folder}{os.sep}" for folder in (*(CHECKOUT / name for name in ("worker", "shared", "epochcast")), sys.prefix)
 )
+
+_CALLED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 
 
 def leave(code: int, folder: str) -> NoReturn:
@@ -38,14 +43,34 @@ def leave(code: int, folder: str) -> NoReturn:
 
 
 def _take_apart(folder: str) -> None:
-    """The script's modules, as Python takes all of them apart: an archive that one holds open is completed by this."""
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__dict__", {}).get("__file__")  # not by getattr: some modules import at any question
-        if isinstance(file, str) and file.startswith(folder + os.sep) and not file.startswith(OURS):
-            for name in list(vars(module)):
-                if name != "__builtins__":
-                    vars(module)[name] = None
+    """The script's modules, as Python takes all of them apart: an archive that one holds open is completed by this.
+
+    First the files that they hold: the collector would end them in any order, what lies below before what still holds
+    text. Then the modules that nothing else holds, whose objects so find them whole; then what the others hold.
+    """
+    found = [name for name, module in sys.modules.items() if _is_of(module, folder)]
+    for name in found:
+        _let_go(vars(sys.modules[name]), lambda value: issubclass(type(value), io.IOBase))
+    modules = [weakref.ref(sys.modules.pop(name)) for name in found]
     gc.collect()
+    # A thread of the script that Python would have frozen by now may still run, and miss what is taken from it.
+    threading.excepthook = lambda *_: None
+    left = [vars(module) for reference in modules if (module := reference()) is not None]
+    for names in left:
+        _let_go(names, lambda value: not issubclass(type(value), _CALLED))  # objects before what their methods call
+    for names in left:
+        _let_go(names, lambda _: True)
+    gc.collect()
+
+
+def _let_go(names: dict[str, Any], is_wanted: Callable[[Any], bool]) -> None:
+    for name in [name for name, value in names.items() if name != "__builtins__" and is_wanted(value)]:
+        names[name] = None
+
+
+def _is_of(module: Any, folder: str) -> bool:
+    file = getattr(module, "__dict__", {}).get("__file__")  # not by getattr: some modules import at any question
+    return isinstance(file, str) and file.startswith(folder + os.sep) and not file.startswith(OURS)
 
 
 def _flush(file: IO[Any] | io.IOBase | None) -> None:

@@ -3,13 +3,15 @@
 A recipe or a bundle's entrypoint: it runs as `__main__`, without the platform's packages in its way.
 """
 
+import builtins
 import faulthandler
 import functools
 import io
 import os
-import runpy
 import sys
 import traceback
+import types
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ from worker.leaving import leave
 
 PLATFORM_PACKAGES = ("api", "shared", "worker")
 CHECKOUT = Path(__file__).resolve().parents[1]
+# Before the first line of any script, and so never a file beside it; and the name by which a script speaks to us.
+_LOADED_BY_ANY_PYTHON = {
+    "__main__", "_collections_abc", "abc", "builtins", "codecs", "encodings", "epochcast", "genericpath", "io", "os",
+    "posixpath", "site", "stat", "sys", "zipimport",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -34,6 +41,7 @@ def main() -> int:
         print("EPOCHCAST_SOCKET and EPOCHCAST_JOB must name a supervisor and a job with a script", file=sys.stderr)
         return 2
     name_process("ec-trainer")
+    own = os.getpid()
     os.environ.update(job.env)
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -52,18 +60,45 @@ def main() -> int:
         limit_threads(job.threads)
         if job.script is not None:
             sys.path.insert(0, str(script.parent))  # as `python train.py` does
+            prefer_modules_in(script.parent)
         sys.argv = [str(script), *job.args]
-        runpy.run_path(str(script), run_name="__main__")
+        run_as_main(script)
     except SystemExit as leaving:
-        return _left(leaving, job, script, folder)
+        return _left(leaving, job, script, folder, is_child=os.getpid() != own)
     except Disconnected as error:
         print(error, file=sys.stderr)
         return 1
     except BaseException as error:
+        if os.getpid() != own:
+            _print(error)  # a child that the script forked: the script hears its exit code, and goes on or not
+            return 1
         _report(error, job, script, folder)
         return 1
-    integrations.script_ended()
+    if os.getpid() == own:
+        integrations.script_ended()
     return 0
+
+
+def run_as_main(script: Path) -> None:
+    """As `python script` does. Afterwards `__main__` is still the script: what its threads and `atexit` functions
+    pickle is looked up there."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=str(script), __builtins__=builtins, __cached__=None)
+    with io.open_code(str(script)) as file:
+        source = file.read()
+    sys.modules["__main__"] = main
+    exec(compile(source, str(script), "exec", dont_inherit=True), main.__dict__)
+
+
+def prefer_modules_in(folder: Path) -> None:
+    """A module beside the script is what the script's `import` of that name means, though this process may have
+    imported another of the name already; those who have that one keep it."""
+    for entry in os.scandir(folder):
+        name = entry.name.partition(".")[0] if entry.is_file() else entry.name
+        is_module = entry.name.endswith((".py", *EXTENSION_SUFFIXES)) or os.path.isfile(f"{entry.path}/__init__.py")
+        if is_module and name in sys.modules and name not in _LOADED_BY_ANY_PYTHON:
+            for loaded in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
+                del sys.modules[loaded]
 
 
 def script_of(recipe: str) -> Path:
@@ -107,13 +142,15 @@ def limit_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _left(leaving: SystemExit, job: JobFile, script: Path, folder: Path) -> int:
+def _left(leaving: SystemExit, job: JobFile, script: Path, folder: Path, *, is_child: bool) -> int:
     """`sys.exit(3)` is the script's own word; `sys.exit("text")` says why, and that is worth more than a code 1."""
     if leaving.code is None or isinstance(leaving.code, int):
-        if not leaving.code:
+        if not leaving.code and not is_child:
             integrations.script_ended()
         return leaving.code or 0
     print(leaving.code, file=sys.stderr)
+    if is_child:
+        return 1
     message = failures.cut(str(leaving.code), failures.MESSAGE_BYTES)
     _send(_typed(leaving, job, script, folder).model_copy(update={"message": message, "detail": None, "exit_code": 1}))
     return 1

@@ -145,11 +145,13 @@ def test_a_stall_shows_what_every_process_does(host: Host, tmp_path: Path) -> No
 
 def test_time_and_divergence_name_the_epoch_and_the_last_loss(host: Host, tmp_path: Path) -> None:
     script = b"""
-import epochcast, time
+import epochcast, time, torch
 run = epochcast.init()
 for epoch in run.epochs():
     run.report(epoch=epoch, train_loss=float("inf") if epoch == 3 and run.params["inf"] else 0.25)
-    time.sleep(600 if epoch == 3 else 0)
+    if run.params["inf"]:
+        run.checkpoint(step=torch.tensor(epoch))
+    time.sleep(600 if epoch == 3 and not run.params["inf"] else 0)
 """
     content = keep(host, tmp_path / "code", {"train.py": script})
     job_id = submit(
@@ -159,6 +161,10 @@ for epoch in run.epochs():
     diverged = of(host.store.get(job_id))
     assert (diverged.type, diverged.epoch) == ("diverged", 3)
     assert diverged.detail == "after epoch 2 of 9, loss 0.25"
+    # It went on until it was killed; nothing of that counts, and no checkpoint of it is there to resume from.
+    assert host.store.get(job_id).current_epoch == 3
+    kept = [row["epoch"] for row in host.queries.artifacts(job_id) if row["kind"] == "checkpoint"]
+    assert max(kept) == 2
     job_id = submit(host, content, total_epochs=9, hyperparameters={"inf": False}, max_runtime_s=20.0)
     host.wait_ended(host.attempt(job_id), timeout_s=120)
     late = of(host.store.get(job_id))

@@ -188,6 +188,36 @@ def test_a_dead_spare_costs_nothing(host: Host, tmp_path: Path, name: str) -> No
     assert run(host, tmp_path / "code", HOW) == ["warm"]
 
 
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_a_spare_trainer_is_none_for_the_job_to_come(
+    host: Host, tmp_path: Path, sign: signal.Signals
+) -> None:
+    server = fork_server_of(host)
+    waiting = wait_until(lambda: named(fork_server.SPARE_TRAINER, descendants(server)), "the spare", timeout_s=20)
+    os.kill(waiting, sign)
+    assert run(host, tmp_path / "code", HOW) == ["warm"]
+
+
+def test_a_frozen_spare_costs_a_moment(host: Host, tmp_path: Path) -> None:
+    os.kill(spare_of(fork_server_of(host)), signal.SIGSTOP)
+    assert run(host, tmp_path / "code", HOW) == ["warm"]
+
+
+def test_a_module_beside_the_script_is_the_one_it_imports(host: Host, tmp_path: Path) -> None:
+    files = {"train.py": (HOW + "import joblib, random; print(joblib.MINE, random.MINE)").encode()}
+    files |= {"joblib.py": b"MINE = 1", "random.py": b"MINE = 2"}
+    for env in ({}, {"OMP_PROC_BIND": "false"}):
+        job_id = submit(host, keep(host, tmp_path / str(len(env)), files), env=env)
+        host.wait_ended(host.attempt(job_id))
+        assert host.logs(job_id) == ["cold" if env else "warm", "1 2"]
+
+
+def test_the_end_of_a_forked_child_is_not_the_scripts(host: Host, tmp_path: Path) -> None:
+    script = HOW + "import os\nif os.fork() == 0:\n    raise ValueError('child')\nprint(os.wait()[1] >> 8)"
+    lines = run(host, tmp_path / "code", script)
+    assert {"warm", "1", "ValueError: child"} <= set(lines)
+
+
 def test_no_spare_outlives_its_fork_server(host: Host) -> None:
     server = fork_server_of(host)
     spare = spare_of(server)
@@ -251,6 +281,27 @@ def test_preloading_leaves_a_process_that_may_be_forked() -> None:
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, timeout=120)
 
 
+# An object that needs its module when it goes.
+WRITER = """
+import json, os
+class Writer:
+    def __init__(self):
+        self.rows = [1, 2]
+    def __del__(self):
+        os.write(1, f"rows {json.dumps(self.rows)}\\n".encode())
+writer = Writer()
+"""
+# A thread that runs on until the process has ended.
+PREFETCH = """
+import json, threading, time
+def prefetch():
+    while True:
+        time.sleep(0.001)
+        json.dumps([1])
+threading.Thread(target=prefetch, daemon=True).start()
+"""
+
+
 def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Path) -> None:
     script = """
     import atexit, multiprocessing, os, sys, threading, time
@@ -264,7 +315,16 @@ def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Pat
     kept.write("written")
     sys.kept = [kept]
     sys.kept.append(sys.kept)
-    import archive
+    import archive, prefetch, torch, writer
+    from concurrent.futures import ThreadPoolExecutor
+    class Net(torch.nn.Linear):
+        pass
+    def save(name):
+        time.sleep(0.3)
+        torch.save(Net(2, 2), name)
+    threading.Thread(target=save, args=("thread.pt",)).start()
+    ThreadPoolExecutor().submit(save, "pool.pt")
+    atexit.register(lambda: (save("atexit.pt"), print(sorted(name for name in os.listdir() if name.endswith(".pt")))))
     class Gone:
         def __del__(self):
             os.write(1, b"deleted\\n")
@@ -276,12 +336,15 @@ def test_what_a_script_leaves_is_finished_when_it_ends(host: Host, tmp_path: Pat
         files = {
             "train.py": (HOW + textwrap.dedent(script)).encode(),
             "archive.py": b"import gzip, sys; FILE = gzip.open(sys.argv[2], 'wt'); FILE.write('whole')",
+            "writer.py": WRITER.encode(),
+            "prefetch.py": PREFETCH.encode(),
         }
         job_id = submit(host, keep(host, tmp_path / f"code-{number}", files), args=[str(path), str(packed)], env=env)
         host.wait_ended(host.attempt(job_id))
         lines = host.logs(job_id)
         assert lines[0] == ("cold" if env else "warm")
-        assert set(lines[1:]) == {"deleted", "thread", "process", "atexit"}
+        saved = "['atexit.pt', 'pool.pt', 'thread.pt']"
+        assert set(lines[1:]) == {"deleted", "thread", "process", "atexit", "rows [1, 2]", saved}
         assert path.read_text() == "written"
         assert gzip.decompress(packed.read_bytes()) == b"whole"
         assert host.store.get(job_id).status is Status.SUCCEEDED
