@@ -94,6 +94,17 @@ def test_an_owner_over_the_limit_waits_while_others_go(database: Database, store
     assert store.get(mine[1]).pending_reason == "alice has 1 running jobs; the limit per owner is 1"
 
 
+def test_an_owner_at_the_limit_goes_on_when_one_of_their_jobs_ends(database: Database, store: Store) -> None:
+    add_host(database, host_state(slots=5))
+    first, second = create(store, "alice"), create(store, "alice")
+    claim_placed(database, first)  # without a limit: both are placed
+    third, yours = create(store, "alice"), create(store, "bob", priority=-1)
+    assert [one.job_id for one in place(database, running_per_owner=2)] == [yours], "placed counts as running"
+    assert store.get(third).expected_start_at is None
+    store.request_stop(second)
+    assert [one.job_id for one in place(database, running_per_owner=2)] == [third]
+
+
 def test_an_unclaimed_placement_goes_to_another_host_next_time(database: Database, store: Store) -> None:
     add_host(database, host_state("a"))
     add_host(database, host_state("b"))

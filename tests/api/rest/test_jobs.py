@@ -76,7 +76,10 @@ def test_a_dry_run_plans_and_stores_nothing(served_on_both: Served, database_url
     database = Database(database_url)
     add_host(database, host_state("big", slots=4))
     database.close()
-    assert client.post(f"{JOBS}?dry_run=true", json=DIGITS).json()["hosts_that_fit"] == ["big"]
+    again = client.post(f"{JOBS}?dry_run=true", json=DIGITS).json()
+    assert (again["hosts_that_fit"], again["pending_reason"]) == (["big"], None)
+    assert again["expected_start_at"] is not None
+    assert content["expected_start_at"] is None
     assert len(client.get(JOBS).json()["items"]) == 1
 
 
