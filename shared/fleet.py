@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from shared.database import Database
 from shared.errors import HostNameTaken, HostNotFound
 from shared.rows import moment
+from shared.stalls import training_by_host
 from shared.tables import gpus, hosts, placements
 
 UNREACHABLE_AFTER_S = 15.0
@@ -137,12 +138,16 @@ class Fleet:
                 raise HostNotFound(name)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Every host as `GET /hosts` shows it: `status` is `ready`, `draining` or `unreachable`; sizes in GiB."""
+        """Every host as `GET /hosts` shows it: `status` is `ready`, `draining` or `unreachable`; sizes in GiB.
+
+        The heartbeat says that the host lives, `training` that its jobs get on: each can fail without the other.
+        """
         with self.database.read() as connection:
             now = self.database.time(connection)
             rows = connection.execute(sa.select(hosts).order_by(hosts.c.name)).all()
             cards = connection.execute(sa.select(gpus).order_by(gpus.c.host, gpus.c.index)).all()
             placed = connection.execute(sa.select(placements)).all()
+            training = training_by_host(connection, now)
         jobs_on: dict[str, list[int]] = {}
         slots_used: dict[str, int] = {}
         for placement in placed:
@@ -161,9 +166,11 @@ class Fleet:
                 "memory": {"total_gib": _gib(row.memory_total_bytes), "used_gib": _gib(row.memory_used_bytes)},
                 "gpus": cards_of.get(row.name, []),
                 "jobs": sorted(jobs_on.get(row.name, [])),
+                "training": training.get(row.name, []),
                 "versions": row.versions,
                 "registered_at": moment(row.registered_at),
                 "heartbeat_at": moment(row.heartbeat_at) if row.heartbeat_at else None,
+                "heartbeat_age_s": round(max(0.0, now - row.heartbeat_at), 1) if row.heartbeat_at else None,
             }
             for row in rows
         ]
