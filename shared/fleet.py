@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.database import Database
 from shared.errors import HostNameTaken, HostNotFound
@@ -110,8 +111,10 @@ class Fleet:
 
     @staticmethod
     def _store_gpus(connection: sa.Connection, state: HostState) -> None:
-        for gpu in state.gpus:
-            values = {
+        # By uuid, as whoever places jobs takes them: two that lock the same rows must not do so in a circle.
+        rows = [
+            {
+                "uuid": gpu.uuid,
                 "host": state.name,
                 "index": gpu.index,
                 "name": gpu.name,
@@ -119,13 +122,22 @@ class Fleet:
                 "used_bytes": gpu.used_bytes,
                 "utilisation": gpu.utilisation,
                 "users": list(gpu.users),
+                "quarantined": False,
+                "others_bytes": 0,
             }
-            this = gpus.c.uuid == gpu.uuid
+            for gpu in sorted(state.gpus, key=lambda gpu: gpu.uuid)
+        ]
+        if rows:
+            insert = sqlite.insert(gpus) if connection.dialect.name == "sqlite" else postgresql.insert(gpus)
+            now = insert.excluded
             # Also by its memory: in a container the driver doesn't tell which processes are on the GPU.
-            if not gpu.users and gpu.used_bytes < gpu.total_bytes * EMPTY_BELOW:
-                values["quarantined"] = False  # whatever would not die there is gone
-            if connection.execute(gpus.update().where(this).values(**values)).rowcount == 0:
-                connection.execute(gpus.insert().values(uuid=gpu.uuid, **values))
+            is_empty = sa.and_(sa.cast(now.users, sa.Text) == "[]", now.used_bytes < now.total_bytes * EMPTY_BELOW)
+            seen_now: dict[str, Any] = {
+                name: now[name] for name in rows[0] if name not in ("uuid", "quarantined", "others_bytes")
+            }
+            # Once it is empty, whatever would not die there is gone.
+            seen_now["quarantined"] = sa.case((is_empty, sa.false()), else_=gpus.c.quarantined)
+            connection.execute(insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now))
         seen = [gpu.uuid for gpu in state.gpus]
         gone = sa.and_(gpus.c.host == state.name, gpus.c.uuid.not_in(seen), gpus.c.job_id.is_(None))
         connection.execute(gpus.delete().where(gone))

@@ -13,7 +13,7 @@ from shared.seats import needed_bytes
 from shared.tables import jobs, placements
 
 # Beyond it nobody is looked at: a queue that takes longer to read than a pass may last.
-LONGEST = 50_000
+LONGEST = 200_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)

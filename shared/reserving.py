@@ -109,6 +109,8 @@ def _store(connection: sa.Connection, placed: list[Placing], now: float) -> None
     connection.execute(placements.insert(), rows)
     cards = [{"of_job": one.id, "this": gpu.uuid} for one, seats in placed for seat in seats for gpu in seat.gpus]
     if cards:
+        # In the order in which heartbeats write them: two that lock the same rows must not do so in a circle.
+        cards.sort(key=lambda card: str(card["this"]))
         held = gpus.update().where(gpus.c.uuid == sa.bindparam("this"))
         # What others use of it now they will use when the job has gone.
         connection.execute(held.values(job_id=sa.bindparam("of_job"), others_bytes=gpus.c.used_bytes), cards)
