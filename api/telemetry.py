@@ -1,14 +1,13 @@
 """What `/metrics` shows: requests by route, and, asked at each scrape, jobs, hosts and subscribers."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import epochcast
-from api.census import jobs_by_status
+from api.census import hosts_by_status, jobs_by_status
 from shared.counters import Counted, totals
 from shared.database import DatabaseUnavailable
 
@@ -104,7 +103,7 @@ class Telemetry:
         """The text and its content type. SQL away: everything else, and `epochcast_sql_up 0`."""
         try:
             counted = await gateway.record(jobs_by_status, gateway.database)
-            hosts = Counter(host["status"] for host in await gateway.record(gateway.fleet.hosts))
+            hosts = await gateway.record(hosts_by_status, gateway.database)
             self._rare.totals = await gateway.record(totals, gateway.database)
         except DatabaseUnavailable:
             self._sql.set(0)
@@ -116,7 +115,7 @@ class Telemetry:
             for status, count in counted.items():
                 self._jobs.labels(status).set(count)
             for name in ("ready", "draining", "unreachable"):
-                self._hosts.labels(name).set(hosts[name])
+                self._hosts.labels(name).set(hosts.get(name, 0))
         self._subscribers.set(gateway.relay.subscribers)
         self._passes.set(gateway.dispatcher.passes)
         return self._prometheus.generate_latest(self._registry), self._prometheus.CONTENT_TYPE_LATEST

@@ -172,7 +172,7 @@ class Fleet:
         return [
             {
                 "name": row.name,
-                "status": _status(row.heartbeat_at, row.draining, now),
+                "status": status_of(row.heartbeat_at, row.draining, now),
                 "slots": {"total": row.slots, "used": slots_used.get(row.name, 0)},
                 "cpu": {"cores": row.cpus, "percent": row.cpu_percent},
                 "memory": {"total_gib": _gib(row.memory_total_bytes), "used_gib": _gib(row.memory_used_bytes)},
@@ -188,7 +188,8 @@ class Fleet:
         ]
 
 
-def _status(heartbeat_at: float, draining: bool, now: float) -> str:
+def status_of(heartbeat_at: float, draining: bool, now: float) -> str:
+    """`ready`, `draining` or `unreachable`."""
     if now - heartbeat_at > UNREACHABLE_AFTER_S:
         return "unreachable"
     return "draining" if draining else "ready"

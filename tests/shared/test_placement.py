@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from epochcast.jobs import Status
 from shared.database import Database
 from shared.fleet import Fleet
-from shared.placement import Placed, place
+from shared.placement import PLACED_AT_ONCE, Placed, place
 from shared.recovery import Recovery
 from shared.store import Store
-from shared.tables import gpus, hosts, placements
+from shared.tables import gpus, hosts, jobs, placements
 from tests.shared.records import add_host, claim_placed, host_state, spec
 
 
@@ -84,6 +84,20 @@ def test_draining_and_silent_hosts_get_nothing(database: Database, store: Store)
     }
     Fleet(database).set_draining("draining", False)
     assert len(place(database)) == 1
+
+
+def test_more_than_one_transaction_may_hold_are_placed_in_one_pass(database: Database, store: Store) -> None:
+    count = PLACED_AT_ONCE + 3
+    add_host(database, host_state(slots=count))
+    first = create(store)
+    with database.write() as connection:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == first)).one()._asdict()
+        del row["id"]
+        connection.execute(jobs.insert(), [row] * count)
+    with database.read() as connection:
+        ids = list(connection.execute(sa.select(jobs.c.id).order_by(jobs.c.id)).scalars())
+    assert [one.job_id for one in place(database)] == ids[:count]
+    assert store.get(ids[-1]).pending_reason is not None
 
 
 def test_an_owner_over_the_limit_waits_while_others_go(database: Database, store: Store) -> None:
