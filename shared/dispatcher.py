@@ -20,8 +20,9 @@ from shared.announcer import Announcer
 from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
-from shared.placement import place
+from shared.placement import Rules, place_in_parts
 from shared.recovery import Recovery, waits_for_others
+from shared.reserving import FIRST_POKE_S
 from shared.settings import Settings
 from shared.tables import jobs, placements
 from shared.turns import Turns
@@ -32,7 +33,6 @@ TICK_S = 1.0
 # A clock that is read a little early must not cost a whole tick.
 TURN_S = 0.9 * TICK_S
 FORECAST_S = 5.0
-FIRST_POKE_S = 5.0
 POKE_LIMIT_S = 60.0
 UNCLAIMED_S = 120.0
 AVOID_S = 600.0
@@ -153,19 +153,16 @@ class Dispatcher:
     def _place(self) -> None:
         now = time.monotonic()
         forecasts = now - self._forecast_at >= FORECAST_S
-        found = place(
-            self._database,
-            running_per_owner=self._settings.running_per_owner,
-            reserve_after_s=self._settings.reserve_after_s,
-            forecasts=forecasts,
-        )
+        rules = Rules(self._settings.running_per_owner, self._settings.reserve_after_s, forecasts)
+        for placed in place_in_parts(self._database, rules):
+            for one in placed:
+                logger.info("job placed", job_id=one.job_id, host=one.host)
+            self._send([_Due(one.job_id, one.host, 0) for one in placed])
         if forecasts:
             self._forecast_at = now
-        for placed in found:
-            logger.info("job placed", job_id=placed.job_id, host=placed.host)
 
     def _poke(self) -> None:
-        """Sends the hint for every placed job that nobody claimed yet: at once, then after 5 s, doubling to 60."""
+        """Sends the hint again for every placed job that nobody claimed yet: after 5 s, doubling to 60."""
         with self._database.read() as connection:
             rows = connection.execute(
                 sa.select(placements.c.job_id, placements.c.host, placements.c.pokes)
@@ -180,13 +177,18 @@ class Dispatcher:
             )
             due = [_Due(row.job_id, row.host, row.pokes) for row in rows]
         for one in due:
-            if not self._take_poke(one):
-                continue
+            if self._take_poke(one):
+                self._send([one])
+
+    def _send(self, taken: list[_Due]) -> None:
+        """The pokes that this dispatcher has taken."""
+        for sent, one in enumerate(taken):
             try:
                 self._poker.poke(one.job_id, one.host)
             except (OperationalError, OSError):
-                # Its time in the queue of a broker that is away doesn't count against the host.
-                self._restore_poke(one)
+                # Their time in the queue of a broker that is away doesn't count against the hosts.
+                for left in taken[sent:]:
+                    self._restore_poke(left)
                 raise
 
     def _take_poke(self, one: _Due) -> bool:

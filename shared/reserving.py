@@ -16,6 +16,8 @@ from shared.tables import gpus, jobs, placements
 
 logger = structlog.get_logger(__name__)
 
+FIRST_POKE_S = 5.0
+
 Placing = tuple[Waiting, list[Seat]]
 
 
@@ -100,8 +102,9 @@ def _store(connection: sa.Connection, placed: list[Placing], now: float) -> None
             "host": seat.host.name,
             "gpus": [gpu.uuid for gpu in seat.gpus],
             "placed_at": now,
-            "pokes": 0,
-            "next_poke_at": now,
+            # The first poke is taken with the place; whoever placed the job sends it.
+            "pokes": 1,
+            "next_poke_at": now + FIRST_POKE_S,
         }
         for one, seats in placed
         for member, seat in enumerate(seats)
