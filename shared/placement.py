@@ -15,8 +15,8 @@ from shared.deciding import Pass
 from shared.queue import count_waiting
 
 _PLACING_LOCK = 6024002
-# In one transaction: SQLite's other writers wait for it, and so does who was woken for a single job.
-PLACED_AT_ONCE = 200
+# In one transaction. SQLite's other writers wait for it; on PostgreSQL only who was woken for a single job does.
+PLACED_AT_ONCE = {"sqlite": 200, "postgresql": 1_000}
 # So many are looked at twice with less effort than it takes to find out whether they have to be.
 _SHORT_QUEUE = 20
 
@@ -58,7 +58,9 @@ def place_in_parts(database: Database, rules: "Rules") -> Iterator[list[Placed]]
                 # Held for this transaction only; who was woken waits for it (at most its statement timeout).
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PLACING_LOCK)))
             now = database.time(connection)
-            decided = Pass(connection, now, *rules.values, passed_over=passed_over).decide(PLACED_AT_ONCE)
+            decided = Pass(connection, now, *rules.values, passed_over=passed_over).decide(
+                PLACED_AT_ONCE[connection.dialect.name]
+            )
             reserved, left_out = reserving.write(connection, decided, now)
         yield [Placed(one.id, seat.host.name) for one, seats in reserved for seat in seats]
         passed_over |= left_out

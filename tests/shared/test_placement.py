@@ -87,7 +87,7 @@ def test_draining_and_silent_hosts_get_nothing(database: Database, store: Store)
 
 
 def test_more_than_one_transaction_may_hold_are_placed_in_one_pass(database: Database, store: Store) -> None:
-    count = PLACED_AT_ONCE + 3
+    count = PLACED_AT_ONCE[database.engine.dialect.name] + 3
     add_host(database, host_state(slots=count))
     first = create(store)
     with database.write() as connection:
