@@ -1,6 +1,6 @@
 """Writes what a placing pass decided: seats of the jobs that still wait, reasons and expected starts of the others."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +17,8 @@ from shared.tables import gpus, jobs, placements
 logger = structlog.get_logger(__name__)
 
 FIRST_POKE_S = 5.0
+# Databases bound the parameters of a statement (SQLite: 32,766).
+_IDS_AT_ONCE = 1_000
 
 Placing = tuple[Waiting, list[Seat]]
 
@@ -119,15 +121,16 @@ def _store(connection: sa.Connection, placed: list[Placing], now: float) -> None
         connection.execute(held.values(job_id=sa.bindparam("of_job"), others_bytes=gpus.c.used_bytes), cards)
 
 
-def _update(connection: sa.Connection, job_ids: Collection[int], **values: Any) -> None:
+def _update(connection: sa.Connection, job_ids: Sequence[int], **values: Any) -> None:
     """Of those that still wait. One that somebody else is changing is left alone, so that nobody waits in a circle."""
-    free = (
-        sa.select(jobs.c.id)
-        .where(jobs.c.id.in_(job_ids), _still_waits())
-        .order_by(jobs.c.id)
-        .with_for_update(skip_locked=True)
-    )
-    connection.execute(jobs.update().where(jobs.c.id.in_(free)).values(**values))
+    for first in range(0, len(job_ids), _IDS_AT_ONCE):
+        free = (
+            sa.select(jobs.c.id)
+            .where(jobs.c.id.in_(job_ids[first : first + _IDS_AT_ONCE]), _still_waits())
+            .order_by(jobs.c.id)
+            .with_for_update(skip_locked=True)
+        )
+        connection.execute(jobs.update().where(jobs.c.id.in_(free)).values(**values))
 
 
 def _still_waits() -> sa.ColumnElement[bool]:
