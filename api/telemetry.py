@@ -1,18 +1,19 @@
 """What `/metrics` shows: requests by route, and, asked at each scrape, jobs, hosts and subscribers."""
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import epochcast
-from api.census import jobs_by_status
+from api.census import hosts_by_status, jobs_by_status
+from shared.counters import Counted, totals
 from shared.database import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from prometheus_client import Gauge
+    from prometheus_client.core import Metric
 
     from api.gateway import Gateway
 
@@ -50,6 +51,8 @@ class Telemetry:
             "dispatcher_passes", "Passes of this process' dispatcher; it stands still when stuck."
         )
         self._sql = self._gauge("sql_up", "Whether SQL answered this scrape.")
+        self._rare = _RareEvents()
+        self._registry.register(self._rare)
 
     def _gauge(self, name: str, what: str, *labels: str) -> "Gauge":
         return self._prometheus.Gauge(f"epochcast_{name}", what, labels, registry=self._registry)
@@ -100,20 +103,43 @@ class Telemetry:
         """The text and its content type. SQL away: everything else, and `epochcast_sql_up 0`."""
         try:
             counted = await gateway.record(jobs_by_status, gateway.database)
-            hosts = Counter(host["status"] for host in await gateway.record(gateway.fleet.hosts))
+            hosts = await gateway.record(hosts_by_status, gateway.database)
+            self._rare.totals = await gateway.record(totals, gateway.database)
         except DatabaseUnavailable:
             self._sql.set(0)
             self._jobs.clear()
             self._hosts.clear()
+            self._rare.totals = {}
         else:
             self._sql.set(1)
             for status, count in counted.items():
                 self._jobs.labels(status).set(count)
             for name in ("ready", "draining", "unreachable"):
-                self._hosts.labels(name).set(hosts[name])
+                self._hosts.labels(name).set(hosts.get(name, 0))
         self._subscribers.set(gateway.relay.subscribers)
         self._passes.set(gateway.dispatcher.passes)
         return self._prometheus.generate_latest(self._registry), self._prometheus.CONTENT_TYPE_LATEST
+
+
+class _RareEvents:
+    """The record's counters, which count for the whole fleet, as Prometheus'. Without SQL they have no value."""
+
+    def __init__(self) -> None:
+        self.totals: dict[Counted, int] = {}
+
+    def collect(self) -> "Iterator[Metric]":
+        from prometheus_client.core import CounterMetricFamily
+
+        for what in Counted:
+            yield CounterMetricFamily(f"epochcast_{what}", _RARE[what], value=self.totals.get(what))
+
+
+_RARE = {
+    Counted.REAPED: "Running jobs taken back from a host that was lost, in the whole fleet.",
+    Counted.FENCED_WRITES: "Attempts that found their job to be somebody else's and wrote nothing, in the whole fleet.",
+    Counted.DOUBLED_MESSAGES: "Hints that found nothing to claim, in the whole fleet.",
+    Counted.SELF_KILLS: "Attempts that were ended for want of a licence or a lease, in the whole fleet.",
+}
 
 
 def stays_open(scope: Scope) -> None:

@@ -1,6 +1,7 @@
 """The platform from Python: `AsyncClient`, and the thin blocking `Client` for scripts and notebooks."""
 
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ JOBS = "/training-jobs"
 PAGE = 200
 # The server unpacks and checks what it was sent before it answers.
 UPLOAD_S = 600.0
+HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Script = str | Path | Package
 M = TypeVar("M", bound=Message)
 _EVENTS: TypeAdapter[list[Message]] = TypeAdapter(list[Event])
@@ -170,6 +172,19 @@ class AsyncClient:
     async def hosts(self) -> list[dict[str, Any]]:
         return _items(await self._transport.json("GET", "/hosts"))
 
+    async def drain(self, host: str) -> dict[str, Any]:
+        """No new job for this host; what it runs goes on. Returns the host."""
+        return await self._set_draining(host, "drain")
+
+    async def resume(self, host: str) -> dict[str, Any]:
+        """The host takes jobs again."""
+        return await self._set_draining(host, "resume")
+
+    async def _set_draining(self, host: str, verb: str) -> dict[str, Any]:
+        check_host_name(host)
+        found: dict[str, Any] = await self._transport.json("POST", f"/hosts/{host}/{verb}", is_repeatable=True)
+        return found
+
     async def health(self) -> dict[str, Any]:
         """What the server can reach. Raises Refused (503) when it can't serve."""
         health: dict[str, Any] = await self._transport.json("GET", f"{self.connection.url}/readyz")
@@ -202,6 +217,12 @@ class AsyncClient:
             if next_page is None:
                 break
         return found
+
+
+def check_host_name(name: str) -> None:
+    """Raises UsageError for what no host can be called."""
+    if not re.fullmatch(HOST_NAME, name):
+        raise UsageError(f"{name!r} is no host's name; `epochcast hosts` lists them")
 
 
 def _items(answer: Any) -> list[Any]:
@@ -301,6 +322,12 @@ class Client:
 
     def hosts(self) -> list[dict[str, Any]]:
         return self._loop.run(self._async.hosts())
+
+    def drain(self, host: str) -> dict[str, Any]:
+        return self._loop.run(self._async.drain(host))
+
+    def resume(self, host: str) -> dict[str, Any]:
+        return self._loop.run(self._async.resume(host))
 
     def health(self) -> dict[str, Any]:
         return self._loop.run(self._async.health())

@@ -206,6 +206,7 @@ class TrainingJob(BaseModel):
     eta_s: float | None = None
     queue_position: int | None = None
     pending_reason: str | None = None
+    expected_start_at: AwareTimestamp | None = None
     stop_requested: bool = False
     attempt: int = 0
     generation: int

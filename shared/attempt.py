@@ -119,8 +119,11 @@ class AttemptRecord:
                     "current_loss": state.current_loss,
                     "metrics": state.metrics,
                     "eta_s": state.eta_s,
+                    "expected_end_at": None if state.eta_s is None else now + state.eta_s,
                 }
                 values |= _told_total(state)
+            if state is not None or points:
+                values["reported_at"] = now
             if chunk is not None:
                 values |= {"last_generation": self._fence.generation, "last_seq": chunk.last_seq}
                 self._archive(connection, chunk, now)

@@ -1,9 +1,12 @@
 """The loop that keeps jobs moving: reaps, places, pokes and announces; a thread in every gateway and every agent.
 
-Correct with any number of them at once: each step is a conditional write, and a message is only a hint.
+Correct with any number of them at once: each step is a conditional write, and a message is only a hint. So that a large
+fleet's dispatchers don't all do the same work each second, they take turns; whoever is woken doesn't wait for one.
 """
 
+import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,14 +20,19 @@ from shared.announcer import Announcer
 from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
-from shared.placement import FIRST_POKE_S, place
+from shared.placement import Rules, place_in_parts
 from shared.recovery import Recovery, waits_for_others
+from shared.reserving import FIRST_POKE_S
 from shared.settings import Settings
 from shared.tables import jobs, placements
+from shared.turns import Turns
 
 logger = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+# A clock that is read a little early must not cost a whole tick.
+TURN_S = 0.9 * TICK_S
+FORECAST_S = 5.0
 POKE_LIMIT_S = 60.0
 UNCLAIMED_S = 120.0
 AVOID_S = 600.0
@@ -38,14 +46,25 @@ class _Due:
 
 
 class Dispatcher:
-    """Runs until `stop`; `wake` makes the next pass happen now. Never raises into its owner."""
+    """Runs until `stop`; `wake` makes the next pass happen now. Never raises into its owner.
 
-    def __init__(self, settings: Settings, database: Database, event_log: EventLog, poker: Poker) -> None:
+    `rest_s`: how long it rests at most while others take the turns. A thousand hosts' agents need not all look each
+    second whether the gateways are still there.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, event_log: EventLog, poker: Poker, *, rest_s: float = TICK_S
+    ) -> None:
         self._settings = settings
         self._database = database
         self._recovery = Recovery(database)
         self._announcer = Announcer(database, event_log)
         self._poker = poker
+        self._turns = Turns(database, TURN_S)
+        self._rest_limit_s = rest_s
+        self._rest_s = TICK_S
+        self._has_failed = False
+        self._forecast_at = 0.0
         self._woken = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -65,16 +84,36 @@ class Dispatcher:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        was_woken = False
         while not self._stopping:
-            self.run_once()
-            if self._woken.wait(TICK_S):
+            if was_woken or self._is_my_turn():
+                self.run_once()
+                self._rest_s = TICK_S
+            else:
+                self.passes += 1
+                # Not in step with the others who rest.
+                self._rest_s = min(self._rest_limit_s, self._rest_s + TICK_S * random.random())
+            was_woken = self._woken.wait(self._rest_s)
+            if was_woken:
                 self._woken.clear()
                 # Whoever woke it waits for a place; what other jobs need can come after that.
                 self._take(self._place, self._poke)
 
+    def _is_my_turn(self) -> bool:
+        """Who can't do its work (its way to Redis is broken) takes no turn from those who can, and goes on trying."""
+        if self._has_failed:
+            return True
+        try:
+            return self._turns.take()
+        except DatabaseUnavailable:
+            return True  # the pass says so
+        except Exception:
+            logger.exception("dispatcher: no turn taken")
+            return True
+
     def run_once(self) -> None:
         """One pass. An outage of SQL or Redis ends a step, not the loop: the next pass tries again."""
-        self._take(
+        self._has_failed = not self._take(
             self._reap,
             self._finish_stopped,
             self._release_unclaimed,
@@ -84,20 +123,25 @@ class Dispatcher:
         )
         self.passes += 1
 
-    def _take(self, *steps: Callable[[], None]) -> None:
+    def _take(self, *steps: Callable[[], None]) -> bool:
+        """Whether every step was done."""
+        all_done = True
         for step in steps:
             if self._stopping:
-                return
+                return False
             try:
                 step()
+                continue
             except DatabaseUnavailable as error:
                 logger.warning("dispatcher: SQL is away", step=step.__name__, error=str(error))
-                break
+                return False
             except (redis.RedisError, OperationalError, OSError) as error:
                 logger.warning("dispatcher: Redis is away", step=step.__name__, error=str(error))
             except Exception:
                 # A fault in one step must not end placing, reaping and announcing for everybody.
                 logger.exception("dispatcher: step failed", step=step.__name__)
+            all_done = False
+        return all_done
 
     def _reap(self) -> None:
         for job_id in self._recovery.reap():
@@ -107,10 +151,15 @@ class Dispatcher:
         self._recovery.stop_requested_queued()
 
     def _place(self) -> None:
-        placed = place(self._database, running_per_owner=self._settings.running_per_owner)
-        for one in placed:
-            logger.info("job placed", job_id=one.job_id, host=one.host)
-        self._send([_Due(one.job_id, one.host, 0) for one in placed])
+        now = time.monotonic()
+        forecasts = now - self._forecast_at >= FORECAST_S
+        rules = Rules(self._settings.running_per_owner, self._settings.reserve_after_s, forecasts)
+        for placed in place_in_parts(self._database, rules):
+            for one in placed:
+                logger.info("job placed", job_id=one.job_id, host=one.host)
+            self._send([_Due(one.job_id, one.host, 0) for one in placed])
+        if forecasts:
+            self._forecast_at = now
 
     def _poke(self) -> None:
         """Sends the hint again for every placed job that nobody claimed yet: after 5 s, doubling to 60."""

@@ -33,7 +33,9 @@ class HostNotFound(RecordError):
     """Raised when no host of that name ever registered."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"host {name} does not exist")
+        super().__init__(
+            f"host {name} has never registered; GET /api/v1/hosts (`epochcast hosts`) lists those that have"
+        )
 
 
 class HostNameTaken(RecordError):

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.database import Database
 from shared.errors import HostNameTaken, HostNotFound
 from shared.rows import moment
+from shared.stalls import training_by_host
 from shared.tables import gpus, hosts, placements
 
 UNREACHABLE_AFTER_S = 15.0
@@ -109,8 +111,10 @@ class Fleet:
 
     @staticmethod
     def _store_gpus(connection: sa.Connection, state: HostState) -> None:
-        for gpu in state.gpus:
-            values = {
+        # By uuid, as whoever places jobs takes them: two that lock the same rows must not do so in a circle.
+        rows = [
+            {
+                "uuid": gpu.uuid,
                 "host": state.name,
                 "index": gpu.index,
                 "name": gpu.name,
@@ -118,13 +122,22 @@ class Fleet:
                 "used_bytes": gpu.used_bytes,
                 "utilisation": gpu.utilisation,
                 "users": list(gpu.users),
+                "quarantined": False,
+                "others_bytes": 0,
             }
-            this = gpus.c.uuid == gpu.uuid
+            for gpu in sorted(state.gpus, key=lambda gpu: gpu.uuid)
+        ]
+        if rows:
+            insert = sqlite.insert(gpus) if connection.dialect.name == "sqlite" else postgresql.insert(gpus)
+            now = insert.excluded
             # Also by its memory: in a container the driver doesn't tell which processes are on the GPU.
-            if not gpu.users and gpu.used_bytes < gpu.total_bytes * EMPTY_BELOW:
-                values["quarantined"] = False  # whatever would not die there is gone
-            if connection.execute(gpus.update().where(this).values(**values)).rowcount == 0:
-                connection.execute(gpus.insert().values(uuid=gpu.uuid, **values))
+            is_empty = sa.and_(sa.cast(now.users, sa.Text) == "[]", now.used_bytes < now.total_bytes * EMPTY_BELOW)
+            seen_now: dict[str, Any] = {
+                name: now[name] for name in rows[0] if name not in ("uuid", "quarantined", "others_bytes")
+            }
+            # Once it is empty, whatever would not die there is gone.
+            seen_now["quarantined"] = sa.case((is_empty, sa.false()), else_=gpus.c.quarantined)
+            connection.execute(insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now))
         seen = [gpu.uuid for gpu in state.gpus]
         gone = sa.and_(gpus.c.host == state.name, gpus.c.uuid.not_in(seen), gpus.c.job_id.is_(None))
         connection.execute(gpus.delete().where(gone))
@@ -137,12 +150,16 @@ class Fleet:
                 raise HostNotFound(name)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Every host as `GET /hosts` shows it: `status` is `ready`, `draining` or `unreachable`; sizes in GiB."""
+        """Every host as `GET /hosts` shows it: `status` is `ready`, `draining` or `unreachable`; sizes in GiB.
+
+        The heartbeat says that the host lives, `training` that its jobs get on: each can fail without the other.
+        """
         with self.database.read() as connection:
             now = self.database.time(connection)
             rows = connection.execute(sa.select(hosts).order_by(hosts.c.name)).all()
             cards = connection.execute(sa.select(gpus).order_by(gpus.c.host, gpus.c.index)).all()
             placed = connection.execute(sa.select(placements)).all()
+            training = training_by_host(connection, now)
         jobs_on: dict[str, list[int]] = {}
         slots_used: dict[str, int] = {}
         for placement in placed:
@@ -155,21 +172,24 @@ class Fleet:
         return [
             {
                 "name": row.name,
-                "status": _status(row.heartbeat_at, row.draining, now),
+                "status": status_of(row.heartbeat_at, row.draining, now),
                 "slots": {"total": row.slots, "used": slots_used.get(row.name, 0)},
                 "cpu": {"cores": row.cpus, "percent": row.cpu_percent},
                 "memory": {"total_gib": _gib(row.memory_total_bytes), "used_gib": _gib(row.memory_used_bytes)},
                 "gpus": cards_of.get(row.name, []),
                 "jobs": sorted(jobs_on.get(row.name, [])),
+                "training": training.get(row.name, []),
                 "versions": row.versions,
                 "registered_at": moment(row.registered_at),
                 "heartbeat_at": moment(row.heartbeat_at) if row.heartbeat_at else None,
+                "heartbeat_age_s": round(max(0.0, now - row.heartbeat_at), 1) if row.heartbeat_at else None,
             }
             for row in rows
         ]
 
 
-def _status(heartbeat_at: float, draining: bool, now: float) -> str:
+def status_of(heartbeat_at: float, draining: bool, now: float) -> str:
+    """`ready`, `draining` or `unreachable`."""
     if now - heartbeat_at > UNREACHABLE_AFTER_S:
         return "unreachable"
     return "draining" if draining else "ready"

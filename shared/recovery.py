@@ -5,6 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from epochcast.jobs import JobError, Status
+from shared.counters import Counted, count
 from shared.database import Database
 from shared.gang import end_members, live_members, order_members
 from shared.rows import nodes_of, progress_message
@@ -76,6 +77,7 @@ class Recovery:
             if apply(connection, fence_of(row), values, now, extra=expired, event=make_event) is None:
                 return False
             end_attempt(connection, job_id, row.generation, now, "lost", reason)
+            count(connection, Counted.REAPED)
             if nodes_of(row.spec) > 1:
                 end_members(connection, job_id, row.generation, now, "lost")
             release_resources(connection, job_id)

@@ -36,6 +36,7 @@ def training_job(row: Row, hosts: list[HostPlacement], queue_position: int | Non
         eta_s=row.eta_s,
         queue_position=queue_position,
         pending_reason=row.pending_reason if row.status == Status.QUEUED else None,
+        expected_start_at=optional_moment(row.expected_start_at) if row.status == Status.QUEUED else None,
         stop_requested=row.stop_requested,
         attempt=row.attempt,
         generation=row.generation,

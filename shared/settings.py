@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     upload_s: float = Field(default=600, gt=0)
     checkpoints_kept: int = Field(default=2, ge=1)
     running_per_owner: int | None = Field(default=None, ge=1)
+    reserve_after_s: float = Field(default=300, ge=0)
     work_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "epochcast-work")
     events_archive_mib: float = Field(default=64, gt=0)
     events_kept_per_job: int = Field(default=10_000, ge=100)

@@ -45,6 +45,10 @@ jobs = sa.Table(
     sa.Column("current_loss", sa.Double),
     sa.Column("metrics", PlainJson, nullable=False, default=dict),
     sa.Column("eta_s", sa.Double),
+    # When the running attempt will end, by its own pace; written with eta_s, and of no meaning without.
+    sa.Column("expected_end_at", Seconds),
+    # When its training was last heard of by a report; its host's heartbeat is another thing.
+    sa.Column("reported_at", Seconds),
     sa.Column("final_metrics", PlainJson),
     sa.Column("error", PlainJson),
     sa.Column("model_id", BigId),
@@ -53,6 +57,8 @@ jobs = sa.Table(
     # Older checkpoints belong to a run that was restarted from scratch: nothing resumes from them.
     sa.Column("checkpoints_after", BigId, nullable=False, default=0),
     sa.Column("pending_reason", PlainText),
+    # When a queued job will start, by the ends of what runs; NULL where nobody can know.
+    sa.Column("expected_start_at", Seconds),
     sa.Column("not_before", Seconds, nullable=False, default=0.0),
     sa.Column("restarts_used", sa.Integer, nullable=False, default=0),
     # Lost attempts in a row without a new checkpoint; three end the job as `lost`.
@@ -127,6 +133,8 @@ gpus = sa.Table(
     # The reservation itself: set in the placing transaction, cleared in the one that ends the attempt.
     sa.Column("job_id", BigId, sa.ForeignKey("jobs.id")),
     sa.Column("quarantined", sa.Boolean, nullable=False, default=False),
+    # What was used when the job came: what will be used again once it has gone.
+    sa.Column("others_bytes", sa.BigInteger, nullable=False, default=0, server_default="0"),
     sa.Index(None, "host"),
     sa.Index(None, "job_id"),
 )
@@ -200,6 +208,22 @@ member_messages = sa.Table(
     # A JSON list of what a member's ranks said, for member 0, which takes it and deletes the row.
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Seconds, nullable=False),
+)
+
+# Of all dispatchers one makes the pass of each second; the row says when the last turn was taken.
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("taken_at", Seconds, nullable=False),
+)
+
+# What happened where no process has a metrics page of its own: counted here, shown by every gateway.
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("total", sa.BigInteger, nullable=False),
 )
 
 avoided_hosts = sa.Table(

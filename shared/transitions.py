@@ -102,7 +102,12 @@ def release_resources(connection: sa.Connection, job_id: int, *, quarantine: boo
         # Hosts that claimed their place and wait for the others: their supervisors find that their row is gone.
         connection.execute(members.delete().where(members.c.job_id == job_id, members.c.attempt.is_(None)))
     held = gpus.update().where(gpus.c.job_id == job_id)
-    connection.execute(held.values(job_id=None, quarantined=True) if quarantine else held.values(job_id=None))
+    if quarantine:
+        connection.execute(held.values(job_id=None, quarantined=True))
+        return
+    # The host's last heartbeat still counts the job's memory: without it these GPUs would pass the best job by.
+    left = sa.case((gpus.c.others_bytes < gpus.c.used_bytes, gpus.c.others_bytes), else_=gpus.c.used_bytes)
+    connection.execute(held.values(job_id=None, used_bytes=left))
 
 
 def end_attempt(

@@ -23,9 +23,11 @@ class PostgresMissing(Exception):
 
 
 class PostgresServer:
-    """One server process on a loopback port, with a password and without fsync."""
+    """One server process on a loopback port, with a password; without fsync, unless it is to be `durable`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False, shared_buffers: str = "32MB") -> None:
+        self._durability = "on" if durable else "off"
+        self._shared_buffers = shared_buffers
         self.folder = Path(tempfile.mkdtemp(prefix="epochcast-postgres-"))
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -63,9 +65,9 @@ class PostgresServer:
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "fsync": "off",
-            "full_page_writes": "off",
-            "shared_buffers": "32MB",
+            "fsync": self._durability,
+            "full_page_writes": self._durability,
+            "shared_buffers": self._shared_buffers,
             "max_connections": "200",
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]

@@ -61,6 +61,19 @@ def test_start_submits_warm_and_cold_and_compares_with_python_and_celery() -> No
     assert len(result["tables"][1]["rows"]) == 3  # the goals
 
 
+def test_placement_fills_fleets_claims_and_beats_on_both_databases() -> None:
+    tiny = ("--hosts=4", "--jobs=60", "--scales=0.5,1", "--rounds=1", "--claims=8", "--processes=2", "--seconds=0.3")
+    result = run("placement", *tiny)
+    figures = result["figures"]
+    for database in ("sqlite", "postgresql"):
+        for hosts in (2, 4):
+            ways = ("idle_s", "forecast_s", "freed_s", "placed_per_s")
+            assert all(figures[f"{database}_{hosts}_{way}"] > 0 for way in ways)
+        assert figures[f"{database}_claims_per_s"] > 0
+    assert figures["renewals_per_s"] > 0
+    assert figures["host_beats_per_s"] > 0
+
+
 def test_training_runs_a_script_as_a_job_and_alone_with_the_same_threads() -> None:
     tiny = ("--seconds=0.1", "--repetitions=1", "--short-repetitions=1", "--short-epochs=3")
     figures = run("training", *tiny)["figures"]

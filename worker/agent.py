@@ -38,6 +38,8 @@ logger = structlog.get_logger(__name__)
 
 NAME_TAKEN = 3
 HEARTBEAT_S = 5.0
+# While gateways dispatch, an agent looks this often whether they still do.
+DISPATCHER_RESTS_S = 5.0
 # Supervisors look for a new agent twice a second.
 ADOPT_S = 3.0
 
@@ -54,9 +56,8 @@ class Agent:
         self._instance = f"{worker}:{start_time(worker) or 0}"
         self._events = redis.Redis.from_url(settings.events_redis_url, socket_timeout=5, socket_connect_timeout=3)
         event_log = EventLog(self._events, kept_per_job=settings.events_kept_per_job, kept_s=settings.events_kept_s)
-        self._dispatcher = Dispatcher(
-            settings, self._database, event_log, Poker(settings.broker_url.get_secret_value())
-        )
+        poker = Poker(settings.broker_url.get_secret_value())
+        self._dispatcher = Dispatcher(settings, self._database, event_log, poker, rest_s=DISPATCHER_RESTS_S)
         self._starter = Starter(ForkServerKeeper(template_environment(threads_per_job(settings))))
         self._guard = Guard(settings.work_dir, self._starter)
         self._ending = threading.Event()

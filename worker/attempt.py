@@ -12,6 +12,7 @@ from epochcast.jobs import Status
 from shared.artifacts import ArtifactsUnavailable
 from shared.attempt import AttemptRecord, LeaseLost, NewModel
 from shared.claims import Claim
+from shared.counters import Counted, count_apart
 from shared.database import Database, DatabaseUnavailable
 from shared.queries import Queries
 from shared.settings import Settings
@@ -204,6 +205,14 @@ class Attempt:
             logger.warning("launcher not noted: SQL is away", error=str(error))
 
     def _end(self, ending: Ending, saved: SavedFile | None) -> None:
+        try:
+            self._write_end(ending, saved)
+        finally:
+            # After what matters: SQL may be on its way back only now.
+            if ending.is_self_kill:
+                count_apart(self._connections.database, Counted.SELF_KILLS)
+
+    def _write_end(self, ending: Ending, saved: SavedFile | None) -> None:
         if ending.cut is Cut.LEASE_LOST:
             raise LeaseLost(f"job {self._claim.job.job_id}")
         self._uploader.finish()

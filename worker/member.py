@@ -13,6 +13,7 @@ import structlog
 
 from epochcast.jobs import JobError
 from shared.claims import Claim
+from shared.counters import Counted, count_apart
 from shared.database import Database, DatabaseUnavailable
 from shared.member_record import MemberRecord
 from shared.settings import Settings
@@ -183,6 +184,13 @@ class Member:
 
     def _end(self, ending: Ending, failed_at: float) -> None:
         """Everything this host has to say, and only then its end: member 0 waits for that."""
+        try:
+            self._write_end(ending, failed_at)
+        finally:
+            if ending.is_self_kill:
+                count_apart(self._connections.database, Counted.SELF_KILLS)
+
+    def _write_end(self, ending: Ending, failed_at: float) -> None:
         if ending.cut is not Cut.LEASE_LOST:
             self._shards.finish()
         self._courier.stop()

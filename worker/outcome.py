@@ -45,6 +45,11 @@ class Ending:
         """The platform's reason to end it."""
         return self.cut_error.message if self.cut_error else "the attempt's processes were lost"
 
+    @property
+    def is_self_kill(self) -> bool:
+        """Its own side ended it because it was no longer sure to be the only one that trains."""
+        return self.cut in (Cut.LICENCE, Cut.LEASE_LOST)
+
     @classmethod
     def before_start(cls, cut: Cut, why: str | None = None) -> "Ending":
         """Nothing was started. `why`: a platform error's message."""

@@ -11,6 +11,7 @@ import structlog
 from shared.artifacts import ArtifactStore
 from shared.attempt import LeaseLost
 from shared.claims import Claim, ProcessIdentity, claim
+from shared.counters import Counted, count_apart
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.recovery import Recovery
@@ -47,6 +48,7 @@ def train(settings: Settings, job_id: int, trainer: Sequence[str] = TRAINER) -> 
             claimed, claimed_at = joining.run(job_id), joining.renewed_at
         if claimed is None:
             logger.info("nothing to claim: the job is taken, stopped or placed elsewhere")
+            count_apart(connections.database, Counted.DOUBLED_MESSAGES)
             return
         logger.info("job claimed", attempt=claimed.job.attempt, generation=claimed.job.generation)
         begin = _run if claimed.membership is None or claimed.membership.member == 0 else run_member
@@ -54,6 +56,7 @@ def train(settings: Settings, job_id: int, trainer: Sequence[str] = TRAINER) -> 
             begin(settings, connections, claimed, claimed_at + settings.licence_s, trainer)
         except LeaseLost:
             logger.warning("lease lost: nothing more is written")
+            count_apart(connections.database, Counted.FENCED_WRITES)
         except DatabaseUnavailable as error:
             logger.error("the attempt's end could not be written; its lease gives the job back", error=str(error))
 

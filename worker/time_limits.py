@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from epochcast.jobs import JobError, TrainingJobSpec
+from shared.stalls import STALL_AT_LEAST_S, STALL_EPOCHS
 from worker.conversation import Conversation
 from worker.narrator import Voice
 from worker.outcome import Cut
@@ -11,7 +12,6 @@ from worker.output import OutputFile
 from worker.stacks import collect
 from worker.tree import Tree
 
-STALL_AT_LEAST_S = 600.0
 STACKS_CHARACTERS = 6_000
 
 
@@ -51,7 +51,7 @@ class TimeLimits:
             message = f"reported nothing for longer than stall_timeout_s = {stall_s:g} s"
             place, stacks = self._narrator.state.place, self.tell_stacks()
             return Cut.STALLED, JobError(type="stalled", message=message, detail=place, traceback=stacks)
-        usual_s = max(STALL_AT_LEAST_S, 5 * (self._narrator.state.epoch_s or 0.0))
+        usual_s = max(STALL_AT_LEAST_S, STALL_EPOCHS * (self._narrator.state.epoch_s or 0.0))
         if self._stall_told_at < last_report and silent_s > usual_s:
             self._stall_told_at = now
             self._narrator.log("WARNING", f"no report for {silent_s:.0f} s; the stacks of its processes follow")

@@ -45,7 +45,12 @@ async def _set_draining(gateway: Gateway, name: str, draining: bool) -> dict[str
 
 async def _hosts(gateway: Gateway) -> list[dict[str, Any]]:
     hosts = await gateway.record(gateway.fleet.hosts)
-    return [host | {name: _shown(host[name]) for name in ("registered_at", "heartbeat_at")} for host in hosts]
+    return [
+        host
+        | {name: _shown(host[name]) for name in ("registered_at", "heartbeat_at")}
+        | {"training": [one | {"reported_at": _shown(one["reported_at"])} for one in host["training"]]}
+        for host in hosts
+    ]
 
 
 def _shown(moment: datetime | None) -> str | None:

@@ -60,7 +60,9 @@ async def submit(
     if spec.bundle is not None:
         check_entrypoint(spec, await gateway.record(gateway.bundles.paths, spec.bundle, identity.owner))
     if dry_run:
-        return json_response(orjson.dumps(await gateway.record(plan, gateway.database, spec)))
+        limits = gateway.settings.running_per_owner, gateway.settings.reserve_after_s
+        found = await gateway.record(plan, gateway.database, spec, identity.owner, *limits)
+        return json_response(orjson.dumps(found))
     named = idempotency_key(key, content)
     job, _is_new = await gateway.record(gateway.store.create, spec, identity.owner, named)
     gateway.dispatcher.wake()

@@ -95,6 +95,7 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
             ("status", f"{job.status}, stopping" if _is_stopping(job) else status_text(job.status)),
             ("waits for", job.pending_reason),
             ("in queue", job.queue_position),
+            ("starts", _starts(job)),
             ("epoch", f"{job.current_epoch}/{job.total_epochs} ({job.progress:.0%})"),
             ("ETA", eta),
             ("metrics", metrics_text(job.final_metrics or job.metrics) or None),
@@ -113,6 +114,12 @@ def _print_job(job: "TrainingJob", as_json: bool) -> None:
     )
     if job.error is not None:
         _print_texts(job.error)
+
+
+def _starts(job: "TrainingJob") -> str | None:
+    if job.expected_start_at is None:
+        return None
+    return f"{job.expected_start_at:%Y-%m-%d %H:%M} UTC (expected)"
 
 
 def _failure_fields(job: "TrainingJob") -> list[tuple[str, object]]:

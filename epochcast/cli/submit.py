@@ -196,6 +196,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
             ("hosts", ", ".join(plan.get("hosts_that_fit") or []) or "none fits now"),
             ("in queue", plan.get("queue_position")),
             ("waits for", plan.get("pending_reason")),
+            ("starts", plan.get("expected_start_at")),
         ]
     )
     print("nothing was submitted; leave --dry-run out to do it")

@@ -25,7 +25,12 @@ HOST = {
             "quarantined": False,
         }
     ],
-    "jobs": [42],
+    "jobs": [42, 43],
+    "training": [
+        {"job_id": 42, "reported_at": "2025-01-07T10:15:00Z", "silent_s": 4.2, "is_stalled": False},
+        {"job_id": 43, "reported_at": None, "silent_s": 725.0, "is_stalled": True},
+    ],
+    "heartbeat_age_s": 3.1,
 }
 RECIPE = {
     "name": "image-classifier",
@@ -98,6 +103,7 @@ READS = [
     (["recipes"], ["image-classifier", "Digits and such."]),
     (["recipes", "image-classifier"], ["number", "string or null", "digits | npz", "Peak learning rate"]),
     (["hosts"], ["gpu-3", "1/2", "8 cores, 12 %", "0: H200 1/139.8 GiB, job 42"]),
+    (["hosts"], ["3 s ago", "42: 4 s ago; 43: stalled, silent for 12 min 5 s"]),
 ]
 
 
@@ -129,6 +135,24 @@ def test_show_json_is_the_job_as_the_contract_has_it(capsys: pytest.CaptureFixtu
         run(["show", "42", "--json", "--url", server.url])
     shown = json.loads(capsys.readouterr().out)
     assert (shown["job_id"], shown["created_at"], shown["spec"]["seed"]) == (42, "2025-01-07T10:14:00Z", 0)
+
+
+def test_drain_and_resume_say_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(call: Call) -> Answer:
+        return Answer(200, HOST | {"status": "draining" if "drain" in call.path else "ready"})
+
+    with serving(answer) as server:
+        assert run(["drain", "gpu-3", "--url", server.url]) == 0
+        assert run(["resume", "gpu-3", "--url", server.url]) == 0
+        assert run(["drain", "gpu-3", "--json", "--url", server.url]) == 0
+    assert [(call.method, call.path) for call in server.calls[:2]] == [
+        ("POST", "/api/v1/hosts/gpu-3/drain"),
+        ("POST", "/api/v1/hosts/gpu-3/resume"),
+    ]
+    drained, resumed, as_json = capsys.readouterr().out.splitlines()
+    assert drained == "gpu-3 gets no new job; it still has jobs 42, 43; undo it with: epochcast resume gpu-3"
+    assert resumed == "gpu-3 may take jobs again; it is ready"
+    assert json.loads(as_json)["status"] == "draining"
 
 
 def test_list_sends_its_filters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,10 +194,20 @@ def test_submit_sends_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dry_run_submits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     spec = {"recipe": "image-classifier", "hyperparameters": {"lr": 0.01}, "total_epochs": 20}
     plan = {"spec": spec, "hosts_that_fit": ["gpu-3"], "queue_position": 1, "pending_reason": None}
+    plan["expected_start_at"] = "2025-01-07T10:15:00Z"
     with serving(lambda _: Answer(200, plan)) as server:
         assert run(["submit", "--recipe", "image-classifier", "--dry-run", "--url", server.url]) == 0
     assert server.calls[0].path.endswith("?dry_run=true")
-    assert "gpu-3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "gpu-3" in out
+    assert "2025-01-07T10:15:00Z" in out
+
+
+def test_a_queued_job_shows_when_it_is_expected_to_start(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = job("queued", pending_reason="needs 1 GPU", queue_position=3, expected_start_at="2025-01-07T10:15:00Z")
+    with serving(lambda _: Answer(200, waiting)) as server:
+        assert run(["show", "42", "--url", server.url]) == 0
+    assert "2025-01-07 10:15 UTC (expected)" in capsys.readouterr().out
 
 
 USAGE = [
@@ -188,6 +222,8 @@ USAGE = [
     (["submit", "--recipe", "r", "--on-oom", "explode"], "on_oom"),
     (["list", "--status", "sleeping"], "queued, running"),
     (["logs", "42", "--level", "loud"], "DEBUG, INFO"),
+    (["drain", "gpu/3"], "'gpu/3' is no host's name"),
+    (["resume"], "HOST"),
     (["show", "zero"], "JOB"),
     (["show", "0"], "JOB"),
     (["show", str(2**63)], "JOB"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.epochcast.scripted import ScriptedGateway, job, message, says, stays
+from tests.platform import Platform
 
 ROOT = Path(__file__).parent.parent.parent
 CLI = [sys.executable, "-P", "-m", "epochcast.cli"]
@@ -54,6 +55,28 @@ def test_a_terminal_sees_bar_sparkline_eta_and_log_lines() -> None:
     for part in ("job 42", "100%", "█", "▁", "line 9", "succeeded", "models download 7", "\x1b["):
         assert part in painted
     assert painted.count("\x1b[?25l") == painted.count("\x1b[?25h")  # the cursor is shown again
+
+
+def test_a_fleet_is_drained_and_shown_on_a_terminal(platform: Platform) -> None:
+    """Against the real platform: its one host, and one that never was."""
+    painted, code = on_a_terminal("hosts", "--url", platform.url, COLUMNS="200")
+    assert code == 0
+    name = painted.splitlines()[1].split()[0]
+    for part in ("heard", "training", " s ago", "ready"):
+        assert part in painted
+    try:
+        painted, code = on_a_terminal("drain", name, "--url", platform.url)
+        assert (code, f"{name} gets no new job" in painted) == (0, True)
+        assert "draining" in on_a_terminal("hosts", "--url", platform.url, COLUMNS="200")[0]
+    finally:
+        painted, code = on_a_terminal("resume", name, "--url", platform.url)
+    assert (code, "it is ready" in painted) == (0, True)
+    painted, code = on_a_terminal("drain", "no-such-host", "--url", platform.url)
+    assert code == 3
+    assert "host no-such-host has never registered" in painted
+    assert "Traceback" not in painted
+    painted, code = on_a_terminal("attempts", "999999", "--url", platform.url)
+    assert (code, "999999" in painted) == (3, True)
 
 
 def test_no_color_is_honoured_on_a_terminal() -> None:
@@ -115,7 +138,7 @@ def test_every_commands_help_has_an_example() -> None:
 
     commands = getattr(get_command(app), "commands")  # noqa: B009
     contract = "up submit watch list show logs stop restart models recipes hosts attempts metrics token doctor"
-    assert set(commands) == set(contract.split())
+    assert set(commands) == {*contract.split(), "drain", "resume"}
     for name, command in commands.items():
         for leaf in (command, *getattr(command, "commands", {}).values()):
             assert name == "token" or f"epochcast {name}" in (leaf.epilog or ""), f"{name} {leaf.name} has no example"

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from epochcast.jobs import Status
 from shared.database import Database
 from shared.fleet import Fleet
-from shared.placement import Placed, place
+from shared.placement import PLACED_AT_ONCE, Placed, place
 from shared.recovery import Recovery
 from shared.store import Store
-from shared.tables import gpus, hosts, placements
+from shared.tables import gpus, hosts, jobs, placements
 from tests.shared.records import add_host, claim_placed, host_state, spec
 
 
@@ -86,12 +86,37 @@ def test_draining_and_silent_hosts_get_nothing(database: Database, store: Store)
     assert len(place(database)) == 1
 
 
+def test_more_than_one_transaction_may_hold_are_placed_in_one_pass(database: Database, store: Store) -> None:
+    count = PLACED_AT_ONCE[database.engine.dialect.name] + 3
+    add_host(database, host_state(slots=count))
+    first = create(store)
+    with database.write() as connection:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == first)).one()._asdict()
+        del row["id"]
+        connection.execute(jobs.insert(), [row] * count)
+    with database.read() as connection:
+        ids = list(connection.execute(sa.select(jobs.c.id).order_by(jobs.c.id)).scalars())
+    assert [one.job_id for one in place(database)] == ids[:count]
+    assert store.get(ids[-1]).pending_reason is not None
+
+
 def test_an_owner_over_the_limit_waits_while_others_go(database: Database, store: Store) -> None:
     add_host(database, host_state(slots=5))
     mine = [create(store, "alice") for _ in range(2)]
     yours = create(store, "bob")
     assert {placed.job_id for placed in place(database, running_per_owner=1)} == {mine[0], yours}
     assert store.get(mine[1]).pending_reason == "alice has 1 running jobs; the limit per owner is 1"
+
+
+def test_an_owner_at_the_limit_goes_on_when_one_of_their_jobs_ends(database: Database, store: Store) -> None:
+    add_host(database, host_state(slots=5))
+    first, second = create(store, "alice"), create(store, "alice")
+    claim_placed(database, first)  # without a limit: both are placed
+    third, yours = create(store, "alice"), create(store, "bob", priority=-1)
+    assert [one.job_id for one in place(database, running_per_owner=2)] == [yours], "placed counts as running"
+    assert store.get(third).expected_start_at is None
+    store.request_stop(second)
+    assert [one.job_id for one in place(database, running_per_owner=2)] == [third]
 
 
 def test_an_unclaimed_placement_goes_to_another_host_next_time(database: Database, store: Store) -> None:

@@ -44,6 +44,21 @@ def test_a_waiting_job_says_why(served: Served, alice: httpx2.Client) -> None:
     assert reason == "no host is ready"
 
 
+def test_a_job_that_no_host_fits_is_accepted_and_says_so(served_on_both: Served, database_url: str) -> None:
+    database = Database(database_url)
+    add_host(database, host_state("small", gpus=2))
+    database.close()
+    client = served_on_both.client()
+    too_large = {"gpus": 16, "gpu_memory_gib": 1000.0}
+    wait = "needs 16 GPUs on one host of 1000 GiB; no host that is ready has that, even empty: none has one"
+    assert client.post(f"{JOBS}?dry_run=true", json=DIGITS | {"resources": too_large}).json()["pending_reason"] == wait
+    job_id = submit(client, resources=too_large)["job_id"]
+    wait_until(lambda: client.get(f"{JOBS}/{job_id}").json()["pending_reason"] == wait, "the reason")
+    job = client.get(f"{JOBS}/{job_id}").json()
+    assert (job["status"], job["queue_position"], job["expected_start_at"]) == ("queued", 1, None)
+    assert client.post(f"{JOBS}/{job_id}/stop").json()["status"] == "stopped"
+
+
 def test_the_place_in_the_queue_moves_without_an_event(alice: httpx2.Client) -> None:
     first, second, urgent = submit(alice), submit(alice), submit(alice, priority=5)
 
@@ -76,7 +91,10 @@ def test_a_dry_run_plans_and_stores_nothing(served_on_both: Served, database_url
     database = Database(database_url)
     add_host(database, host_state("big", slots=4))
     database.close()
-    assert client.post(f"{JOBS}?dry_run=true", json=DIGITS).json()["hosts_that_fit"] == ["big"]
+    again = client.post(f"{JOBS}?dry_run=true", json=DIGITS).json()
+    assert (again["hosts_that_fit"], again["pending_reason"]) == (["big"], None)
+    assert again["expected_start_at"] is not None
+    assert content["expected_start_at"] is None
     assert len(client.get(JOBS).json()["items"]) == 1
 
 
@@ -183,6 +201,22 @@ def test_only_a_failed_or_stopped_job_is_restarted(served_on_both: Served) -> No
     assert answer["detail"] == f"job {job_id} is queued; only failed or stopped jobs can be restarted"
 
 
+def test_a_running_and_a_finished_job_are_not_restarted_and_go_on_as_they_were(
+    served: Served, database: Database
+) -> None:
+    client = served.client()
+    served.app.state.gateway.dispatcher.stop()  # the test places
+    training = Training(database, served.settings.events_redis_url)
+    training.start().report(1)
+    for status in ("running", "succeeded"):
+        answer = problem(client.post(f"{JOBS}/{training.job_id}/restart"), 409, "illegal_transition")
+        assert answer["detail"] == f"job {training.job_id} is {status}; only failed or stopped jobs can be restarted"
+        if status == "running":
+            training.report(2)  # not fenced off
+            training.finish()
+    training.close()
+
+
 def test_a_wrong_restart_body_is_422(alice: httpx2.Client) -> None:
     job_id = submit(alice)["job_id"]
     for body in ({"scratch": True}, {"from_scratch": "yes"}, [1]):
@@ -229,6 +263,15 @@ def test_hosts_are_shown_drained_and_resumed(served: Served, database: Database)
     assert admin.post("/api/v1/hosts/gpu-1/drain").json()["status"] == "draining"
     assert Fleet(database).hosts()[0]["status"] == "draining"
     assert admin.post("/api/v1/hosts/gpu-1/resume").json()["status"] == "ready"
+
+
+def test_a_host_that_never_registered_is_not_drained(served_on_both: Served) -> None:
+    admin = served_on_both.client("alice", "jobs:read", "hosts:admin")
+    for verb in ("drain", "resume"):
+        answer = problem(admin.post(f"/api/v1/hosts/gpu-9/{verb}"), 404, "not_found")
+        assert answer["detail"].startswith("host gpu-9 has never registered")
+        assert admin.post(f"/api/v1/hosts/%00/{verb}").status_code == 404
+    problem(served_on_both.client().post("/api/v1/hosts/gpu-9/drain"), 403, "missing_scope")
 
 
 def test_recipes_come_with_the_schema_of_their_hyperparameters(alice: httpx2.Client) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import httpx2
 
+from shared.counters import Counted, count_apart
+from shared.database import Database
 from tests.api.rest.served import Served
 
 STATIC = Path(__file__).parents[3] / "api" / "static"
@@ -44,3 +46,14 @@ def test_metrics_count_requests_by_route_and_not_by_id(served: Served, alice: ht
     assert 'route="none",status="404"} 1.0' in text
     assert 'epochcast_jobs{status="queued"} 0.0' in text
     assert "epochcast_ws_subscribers 0.0" in text
+
+
+def test_metrics_show_what_the_whole_fleet_has_counted(served: Served, alice: httpx2.Client) -> None:
+    assert "epochcast_reaped_total 0.0" in alice.get("/metrics").text
+    elsewhere = Database(served.settings.database_url.get_secret_value())
+    count_apart(elsewhere, Counted.REAPED)
+    elsewhere.close()
+    text = alice.get("/metrics").text
+    assert "epochcast_reaped_total 1.0" in text
+    for what in Counted:
+        assert f"# TYPE epochcast_{what}_total counter" in text
