@@ -3,6 +3,7 @@
 Every part is a process that a test may hurt. `heal` brings all of them back, so that one cluster serves many faults.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +37,13 @@ from worker.process_tree import descendants
 LEASES = {"lease_s": 18.0, "licence_s": 7.0, "kill_s": 1.0, "heartbeat_s": 0.5, "stop_grace_s": 3.0}
 NAMES = ("host-a", "host-b")
 EPOCHS = 40
+HEARD_S = 60.0
 
 
 class Cluster:
     """`slots`: of each worker."""
 
-    def __init__(self, settings: Settings, server: RedisServer, folder: Path, slots: int = 4) -> None:
+    def __init__(self, settings: Settings, server: RedisServer, folder: Path, slots: int = 8) -> None:
         self.settings = settings
         self.redis_server = server
         self.folder = folder
@@ -258,6 +260,14 @@ class Cluster:
 
     # --- judging
 
+    def wait_heard_out(self, audience: Audience) -> None:
+        """Until every subscriber has had the end."""
+        deadline = time.monotonic() + HEARD_S
+        while waiting := audience.waiting():
+            said = "\n".join(map(str, waiting))
+            assert time.monotonic() < deadline, f"in vain they wait for the last word:\n{said}\n{self.output}"
+            time.sleep(0.05)
+
     @contextmanager
     def watched(self) -> Iterator[Audience]:
         """Faults are injected inside: at the end the checker has looked at every job submitted meanwhile."""
@@ -267,7 +277,7 @@ class Cluster:
             yield audience
             mine = [job_id for job_id in self.checker.job_ids() if job_id not in before]
             self.wait_ended(mine)
-            wait_until(audience.heard_out, f"the last word to everybody\n{self.output}", timeout_s=60)
+            self.wait_heard_out(audience)
         finally:
             audience.close()
             watch.stop()

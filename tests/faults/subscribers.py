@@ -52,6 +52,12 @@ class Joined:
     told: list[Told] = field(default_factory=list)
     connections: int = 0
     has_ended: bool = False
+    trouble: str = ""
+    """What broke the last connection."""
+
+    def __str__(self) -> str:
+        heard = f"{len(self.told)} messages up to {self.cursor}, {self.connections} connections"
+        return f"{self.kind} subscriber {self.number} of job {self.job_id} ({heard}; last trouble: {self.trouble})"
 
     @property
     def cursor(self) -> str:
@@ -85,9 +91,9 @@ class Audience:
             self._tasks.append(asyncio.wrap_future(task, loop=self._loop))
         return new
 
-    def heard_out(self) -> bool:
-        """Whether everybody has had the end."""
-        return all(joined.has_ended for joined in self.joined)
+    def waiting(self) -> list[Joined]:
+        """Those who have not had the end, or were not told that it was the end."""
+        return [joined for joined in self.joined if not joined.has_ended]
 
     def close(self) -> None:
         async def leave() -> None:
@@ -105,7 +111,8 @@ class Audience:
             joined.connections += 1
             try:
                 await way(joined)
-            except (*_BROKEN, ConnectionClosed, TimeoutError):
+            except (*_BROKEN, ConnectionClosed, TimeoutError) as error:
+                joined.trouble = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(AGAIN_S)
 
     async def _ws(self, joined: Joined) -> None:
