@@ -4,9 +4,10 @@ It knows nothing of how the platform keeps its promises; it only compares what i
 is one promise of docs/architecture.md and answers with one finding for each damage.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 
@@ -35,12 +36,13 @@ class Checker:
         job_ids: Sequence[int] | None = None,
         *,
         heard: Sequence[Joined] = (),
+        answers: Mapping[int, str] = MappingProxyType({}),
         weights: bytes | None = None,
         ended: bool = True,
     ) -> list[Finding]:
         """Everything that is broken, of all jobs or some. `ended=False`: of jobs that the test leaves on their way.
 
-        `weights`: what an uninterrupted run of the same job ended with.
+        `answers`: the status of each job that a gateway gives now. `weights`: what an uninterrupted run ended with.
         """
         found: list[Finding] = []
         for record in self._reader.jobs(None if job_ids is None else list(job_ids)):
@@ -52,6 +54,9 @@ class Checker:
             for joined in heard:
                 if joined.job_id == record.job_id:
                     found += mishearings(record, joined, ended=ended)
+            if answers.get(record.job_id, record.row.status) != record.row.status:
+                says = f"is {record.row.status}, and the gateway says {answers[record.job_id]}"
+                found.append(Finding("I4", record.job_id, says))
             if weights is not None and record.row.status == Status.SUCCEEDED:
                 found += self._other_weights(record, weights)
         return found
@@ -61,11 +66,12 @@ class Checker:
         job_ids: Sequence[int] | None = None,
         *,
         heard: Sequence[Joined] = (),
+        answers: Mapping[int, str] = MappingProxyType({}),
         weights: bytes | None = None,
         ended: bool = True,
     ) -> None:
         """Fails with every finding."""
-        found = self.check(job_ids, heard=heard, weights=weights, ended=ended)
+        found = self.check(job_ids, heard=heard, answers=answers, weights=weights, ended=ended)
         assert not found, "\n".join(map(str, found))
 
     def job_ids(self) -> list[int]:
@@ -153,7 +159,10 @@ def _holes(job_id: int, story: Sequence[Entry]) -> Iterator[Finding]:
 
 
 def unended(record: JobRecord) -> Iterator[Finding]:
-    """I2, I4: it has ended, holds nothing, every attempt says how it ended, and the stream's last word is the end."""
+    """I2, I4: it has ended, holds nothing, every attempt says how it ended, and the log's last word is the end.
+
+    The log, not the stream alone: what Redis loses of a job that has ended, readers get from the archive.
+    """
     row = record.row
     if not Status(row.status).is_terminal:
         yield Finding("I2", record.job_id, f"is {row.status} ({row.pending_reason or 'for no stated reason'})")
@@ -168,10 +177,10 @@ def unended(record: JobRecord) -> Iterator[Finding]:
     for event in record.transitions:
         if not event.announced:
             yield Finding("I4", record.job_id, f"event {event.generation}-{event.seq} was never announced")
-    last = record.stream[-1] if record.stream else None
+    last = record.story[-1] if record.story else None
     if last is None or not last.is_terminal or last.status != row.status:
         said = f"{last.id} ({last.type}, {last.status})" if last is not None else "nothing"
-        yield Finding("I4", record.job_id, f"is {row.status}, but the stream's last word is {said}")
+        yield Finding("I4", record.job_id, f"is {row.status}, but the log's last word is {said}")
 
 
 def mishearings(record: JobRecord, joined: Joined, *, ended: bool) -> Iterator[Finding]:

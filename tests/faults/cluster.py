@@ -98,6 +98,8 @@ class Cluster:
                 service.thaw()
             else:
                 service.start()
+        for name in NAMES:
+            Fleet(self.database).set_draining(name, False)
         self.wait_whole()
 
     def close(self) -> None:
@@ -260,6 +262,14 @@ class Cluster:
 
     # --- judging
 
+    def let_everybody_hear(self, audience: Audience, job_ids: list[int]) -> dict[int, str]:
+        """Until every subscriber has had the end, those too who come only now. What the gateway says of each job."""
+        for job_id in job_ids:
+            audience.follow(job_id)
+        self.wait_heard_out(audience)
+        url = f"{self.url}/api/v1/training-jobs"
+        return {job_id: httpx2.get(f"{url}/{job_id}", trust_env=False).json()["status"] for job_id in job_ids}
+
     def wait_heard_out(self, audience: Audience) -> None:
         """Until every subscriber has had the end."""
         deadline = time.monotonic() + HEARD_S
@@ -277,9 +287,9 @@ class Cluster:
             yield audience
             mine = [job_id for job_id in self.checker.job_ids() if job_id not in before]
             self.wait_ended(mine)
-            self.wait_heard_out(audience)
+            answers = self.let_everybody_hear(audience, mine)
         finally:
             audience.close()
             watch.stop()
-        self.checker.assert_whole(mine, heard=audience.joined, weights=self._reference)
+        self.checker.assert_whole(mine, heard=audience.joined, answers=answers, weights=self._reference)
         assert not watch.findings, "\n".join(map(str, watch.findings))

@@ -18,10 +18,10 @@ Made = Callable[[str], Cluster]
 @pytest.fixture(scope="package")
 def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Makes a cluster on the database at a URL, with a Redis of its own that keeps nothing."""
-    folder = tmp_path_factory.mktemp("cluster")
     made: list[Cluster] = []
 
     def make(database_url: str) -> Cluster:
+        folder = tmp_path_factory.mktemp("cluster")
         server = RedisServer(folder / "redis", binary=falkordb_binary())
         server.start()
         base = make_settings(database_url, server.url, folder)

@@ -84,7 +84,8 @@ class Audience:
     def follow(self, job_id: int, *, each: int = 1, kinds: tuple[str, ...] = KINDS) -> list[Joined]:
         """`each`: how many of each kind."""
         ways: dict[str, Callable[[Joined], Awaitable[None]]] = {"ws": self._ws, "sse": self._sse, "poll": self._poll}
-        new = [Joined(job_id, kind, number) for kind in kinds for number in range(each)]
+        before = sum(joined.job_id == job_id for joined in self.joined)
+        new = [Joined(job_id, kind, before + number) for kind in kinds for number in range(each)]
         self.joined += new
         for joined in new:
             task = asyncio.run_coroutine_threadsafe(self._again_and_again(joined, ways[joined.kind]), self._loop)

@@ -13,7 +13,7 @@ from shared.tables import placements
 from tests.faults.cluster import NAMES, Cluster
 from tests.waiting import wait_until
 
-SLOW = ["0.05"]
+SLOW = ["0.03"]
 # How long Redis is gone: half of a job, whose steps are as slow as that needs.
 OUTAGE_S = float(os.environ.get("FAULTS_OUTAGE_S", "4"))
 OUTAGE_STEPS = 80
@@ -135,12 +135,13 @@ def test_f12_redis_is_full(cluster: Cluster) -> None:
 def test_f12_redis_comes_back_from_an_older_dump(cluster: Cluster) -> None:
     server: RedisServer = cluster.redis_server
     with cluster.watched() as audience:
-        job_id = cluster.submit(args=SLOW)
-        audience.follow(job_id)
-        cluster.wait_steps(job_id, 16)
+        job_id, soon_over = cluster.submit(args=SLOW), cluster.submit(args=["0.005"])
+        for each in (job_id, soon_over):
+            audience.follow(each)
+            cluster.wait_steps(each, 16)
         cluster.redis.save()
         saved = cluster.redis.xlen(f"ec:{{{job_id}}}:log")
-        cluster.wait_more_steps(job_id, 40)
+        cluster.wait_ended([soon_over])  # the dump believes that it trains
         server.kill()
         server.start()
         (server.folder / "dump.rdb").unlink()  # the next restart is another test's
