@@ -12,12 +12,13 @@ JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up test check bench clean
+.PHONY: help setup demo up test soak check bench clean
 
 help:
 	@echo "make demo    train a real job and watch it, then clean up"
 	@echo "make up      start the platform and stay"
 	@echo "make test    every test that needs no GPU"
+	@echo "make soak    random faults for ten minutes, into docs/reliability.md"
 	@echo "make check   ruff, mypy --strict, import rules"
 	@echo "make bench   the benchmarks, into docs/benchmarks.md"
 	@echo "make setup   only .venv with everything pinned (the others do it too)"
@@ -40,6 +41,9 @@ up: setup
 # A file's tests run one after the other, two files at a time: much of a test is waiting for processes to start and end.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

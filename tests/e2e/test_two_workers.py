@@ -18,6 +18,7 @@ from shared.processes import dies_with_parent, end
 from shared.queries import Queries
 from shared.settings import Settings
 from shared.store import Store
+from tests.faults.checker import Checker
 from tests.waiting import wait_until
 from tests.worker.host import CHECKOUT, Host, environment
 from tests.worker.test_bundles import keep
@@ -99,6 +100,7 @@ def workers(sqlite_settings: Settings, tmp_path: Path) -> Iterator[Workers]:
     made = Workers(Settings.model_validate({**sqlite_settings.model_dump(exclude_unset=True), **LEASES}), tmp_path)
     yield made
     made.close()
+    Checker(made.settings, tmp_path / "steps").assert_whole()
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from shared.settings import Settings
+from tests.faults.checker import Checker
 from tests.worker.host import Host
 
 
 @pytest.fixture
-def make_host(sqlite_settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Host]]:
+def make_host(
+    request: pytest.FixtureRequest, sqlite_settings: Settings, tmp_path: Path
+) -> Iterator[Callable[..., Host]]:
     """Makes a host with its agent running, started with the arguments; keyword arguments change its settings."""
     hosts: list[Host] = []
 
@@ -25,6 +28,9 @@ def make_host(sqlite_settings: Settings, tmp_path: Path) -> Iterator[Callable[..
     yield make
     for host in hosts:
         host.close()
+    if request.node.get_closest_marker("checked") is not None:
+        # Whatever the test itself asserts: no overlap, no stale write, no hole. Its jobs may be left on their way.
+        Checker(sqlite_settings, tmp_path / "steps").assert_whole(ended=False)
 
 
 @pytest.fixture

@@ -61,14 +61,15 @@ class Host:
 
         wait_until(placed, f"the placement of job {job_id}", timeout_s=20)
 
-    def attempt(self, job_id: int, script: str | None = None) -> "subprocess.Popen[bytes]":
-        """Starts a supervisor whose trainer is `script`; None: the real trainer."""
+    def attempt(self, job_id: int, script: str | None = None, hurt: str | None = None) -> "subprocess.Popen[bytes]":
+        """Starts a supervisor whose trainer is `script`; None: the real trainer. `hurt`: see tests/faults/hurt.py."""
         command: list[str] = []
         if script is not None:
             path = self._folder / f"script-{job_id}-{len(self._processes)}.py"
             path.write_text(textwrap.dedent(script))
             command = [sys.executable, str(path)]
-        return self._spawn("tests.worker.attempt", str(job_id), *command)
+        module = ["tests.worker.attempt"] if hurt is None else ["tests.faults.hurt", hurt, "tests.worker.attempt"]
+        return self._spawn(*module, str(job_id), *command)
 
     def run(self, script: str | None = None, **fields: object) -> TrainingJob:
         """Submits a job, runs one attempt of it to its end, and returns the job."""

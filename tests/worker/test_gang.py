@@ -20,6 +20,8 @@ from tests.worker.test_ranks import DDP, ENDLESS
 from tests.worker.test_recovery import freeze_between_writes
 from worker.process_tree import descendants
 
+pytestmark = pytest.mark.checked
+
 # Trains in step on all ranks, agrees on when to stop, and writes down what it did when.
 STEADY = """
     import os, time

@@ -12,6 +12,8 @@ from tests.worker.host import Host, assert_gapless
 from worker.process_tree import start_time
 from worker.ranks import Ranks, free_port
 
+pytestmark = pytest.mark.checked
+
 DDP = """
 import os
 import torch

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 import sqlalchemy as sa
 
 from epochcast.events import BEFORE_ALL
@@ -18,6 +19,8 @@ from tests.shared.records import expire_lease
 from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
 from worker.process_tree import descendants, start_time
+
+pytestmark = pytest.mark.checked
 
 SLOW = """
     import sys, time

@@ -26,6 +26,8 @@ from worker.process_tree import descendants, start_time
 from worker.warm_start import ForkServerKeeper, starts_warm
 from worker.workspace import TRAINER
 
+pytestmark = pytest.mark.checked
+
 HOW = "print('cold' if b'worker.trainer' in open('/proc/self/cmdline', 'rb').read() else 'warm')\n"
 ENDLESS = HOW + "import time\nwhile True: time.sleep(0.1)\n"
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from api.downsampling import downsample
 from epochcast.events import encode
+from epochcast.jobs import Status
 from shared.attempt import MetricPoint
 from shared.database import Database
+from shared.event_log import log_key
 from shared.rows import moment, progress_message
 from tests.api.rest.served import Served, problem
 from tests.api.training import Training
@@ -127,6 +129,22 @@ def test_an_older_snapshot_than_the_record_is_not_shown(alice: httpx2.Client, ru
     snapshot = old.model_dump_json().encode()
     run.log.append(run.job_id, entry, snapshot=snapshot, current=encode(progress_message(run.job)))
     run.finish(ship=False)
+    assert alice.get(f"{JOBS}/{run.job_id}").json()["status"] == "succeeded"
+
+
+def test_an_older_end_than_the_records_is_not_shown(alice: httpx2.Client, run: Training) -> None:
+    """A job was stopped, restarted and succeeded; then Redis comes back from a dump of before its restart."""
+    run.start()
+    stopped = run.finish(Status.STOPPED, ship=False)
+    old = run.job.model_copy(update={"timestamp": moment(time.time() - 60)})
+    run.log.append(run.job_id, stopped, snapshot=old.model_dump_json().encode(), current=encode(progress_message(old)))
+    assert alice.get(f"{JOBS}/{run.job_id}").json()["status"] == "stopped"
+    run.store.restart(run.job_id)
+    run.start()
+    run.finish(ship=False)
+    run.client.delete(log_key(run.job_id))
+    stopped = replace(stopped, gap=True)  # or the log would want what was before it
+    run.log.append(run.job_id, stopped, snapshot=old.model_dump_json().encode(), current=encode(progress_message(old)))
     assert alice.get(f"{JOBS}/{run.job_id}").json()["status"] == "succeeded"
 
 

@@ -1,0 +1,1 @@
+"""Faults, injected into real processes; README.md says which test proves which."""
