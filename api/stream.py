@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
-from api import tasks
+from api import sockets, tasks
 from api.auth import SCOPE_TO_READ, Authenticator, MissingToken, visible_to
 from api.closes import (
     AUTHENTICATION_REQUIRED,
@@ -125,7 +125,7 @@ def _peer(websocket: WebSocket, identity: Identity) -> Peer:
     async def send(_identifier: EventId, text: str) -> None:
         await websocket.send_text(text)
 
-    return Peer(send, identity.expires_at, _relay(websocket).limits)
+    return Peer(send, identity.expires_at, _relay(websocket).limits, line=sockets.of(websocket.scope))
 
 
 async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Coroutine[Any, Any, Close]) -> None:

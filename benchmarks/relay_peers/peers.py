@@ -56,7 +56,7 @@ def peers(folder: Path) -> list[Peer]:
         Peer("ws", "Node: ws + ioredis", _node("ws_relay.js"), joins=True),
         Peer("broadcast", "websockets' broadcast on uvloop, the same thin reader", _python("websockets_relay")),
         Peer("socket.io", "Node: socket.io + Redis adapter", _node("socket_io_relay.js"), "socket.io", 0.5),
-        Peer("queues", "FastAPI, one reader, a queue and a task a socket", _python("fastapi_relay", "queues"), share=0.5),
+        Peer("queues", "FastAPI, one reader, queue and task per socket", _python("fastapi_relay", "queues"), share=0.5),
         Peer("usual", "FastAPI as usual, a subscription per socket", _python("fastapi_relay", "usual"), share=0.2),
         Peer("ceiling", "no relay: one process writes prebuilt frames", floor("ceiling"), "ceiling", is_clocked=False),
     ]  # fmt: skip
