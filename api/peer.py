@@ -1,7 +1,6 @@
 """The connection of one client: sends that can't block for ever, and the reasons for which it is closed."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -31,19 +30,11 @@ class Peer:
     `expires_at`: Unix seconds at which its token ends. Needs a running event loop.
     """
 
-    def __init__(
-        self,
-        send: Send,
-        expires_at: float,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-        line: Line | None = None,
-    ) -> None:
+    def __init__(self, send: Send, expires_at: float, limits: Limits, line: Line | None = None) -> None:
         self.line = line
         self._send = send
         self._expires_at = expires_at
         self._limits = limits
-        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._active_at = self._loop.time()
         self._sending_since: float | None = None
@@ -72,16 +63,22 @@ class Peer:
         if not self._over.done():
             self._over.set_result(close)
 
+    def when_ended(self, call: Callable[[Close | None], None]) -> None:
+        """Calls it in a moment, also when that was before."""
+        self._over.add_done_callback(lambda over: call(over.result()))
+
     async def ended(self) -> Close | None:
         return await asyncio.shield(self._over)
 
-    def check(self) -> None:
-        """Ends it when its time is over; called by the relay every half second or so."""
-        now = self._loop.time()
+    def check(self, now: float, clock: float) -> None:
+        """Ends it when its time is over; called by the relay every half second or so.
+
+        `now`: the loop's time. `clock`: Unix seconds.
+        """
         if self.line is not None and self.line.has_written:
             self.line.has_written = False
             self._active_at = now
-        if self._clock() >= self._expires_at:
+        if clock >= self._expires_at:
             self.end(TOKEN_EXPIRED)
         elif self._sending_since is not None:
             if now - self._sending_since > self._limits.send_timeout_s:

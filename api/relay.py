@@ -1,6 +1,7 @@
 """Turns event logs into messages for subscribers: one Redis subscription per process, fanned out to all of them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -118,14 +119,21 @@ class Relay:
             if not self._fleet:
                 self._feed.unsubscribe(_PATTERN)
 
+    def watch(self, peer: Peer) -> None:
+        """Checks the peer's time-outs until `forget`."""
+        self._peers.add(peer)
+
+    def forget(self, peer: Peer) -> None:
+        self._peers.discard(peer)
+
     @contextmanager
     def watched(self, peer: Peer) -> Iterator[None]:
         """Checks the peer's time-outs meanwhile."""
-        self._peers.add(peer)
+        self.watch(peer)
         try:
             yield
         finally:
-            self._peers.discard(peer)
+            self.forget(peer)
 
     # --- fan-out
 
@@ -155,8 +163,9 @@ class Relay:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
             try:
+                now = asyncio.get_running_loop().time(), time.time()
                 for peer in list(self._peers):
-                    peer.check()
+                    peer.check(*now)
                 self.channels.drop_empty()
             except Exception:
                 # Without this loop no time-out would ever be seen again.
@@ -186,13 +195,12 @@ class Relay:
         except DatabaseUnavailable as error:
             logger.warning("relay: SQL is away", error=str(error))
             record = {}
+        last = await self._history.last_ids([job_id for job_id in job_ids if self.channels.subscribers(job_id)])
         for job_id in job_ids:
             standing = record.get(job_id)
-            if self.channels.subscribers(job_id):
-                last = await self._history.last_id(job_id)
-                for subscriber in self.channels.subscribers(job_id):
-                    if _is_due(subscriber, standing, last):
-                        subscriber.fall_behind()
+            for subscriber in self.channels.subscribers(job_id):
+                if _is_due(subscriber, standing, last.get(job_id)):
+                    subscriber.fall_behind()
             follower = self.channels.follower(job_id)
             if follower is not None and follower.is_due(standing):
                 follower.fall_behind()

@@ -1,11 +1,13 @@
 """uvicorn's WebSocket protocol, held to the contract: closes that can't hang, jittered pings, 1012 with its reason."""
 
+import asyncio
 import random
 from asyncio import AbstractEventLoop
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from starlette.types import Scope
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from uvicorn._types import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent
 from uvicorn._types import Scope as ServerScope
 from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
@@ -13,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.http11 import Request
 
+from api.burst import frame_head
 from api.closes import SERVICE_RESTART, Close
 
 PING_S = 5.0
@@ -24,10 +27,42 @@ _EXTENSION = "epochcast.socket"
 FLUSH_S = 4.0
 
 
+class Gone(Exception):
+    """Raised when nothing can be sent any more: the peer has gone, or the socket is closed."""
+
+
+class Listener(Protocol):
+    """Hears what a client says, by calls that don't wait."""
+
+    def heard_text(self) -> None: ...
+
+    def heard_bytes(self) -> None: ...
+
+    def gone(self) -> None:
+        """The socket is closed, whoever did it. May come more than once."""
+
+
+class _Ears(asyncio.Queue[ASGIReceiveEvent]):
+    """In the place of the queue that an application would read: nobody waits, so nothing is kept."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener  # and no queue: its three deques are 2 KiB
+
+    def put_nowait(self, item: ASGIReceiveEvent) -> None:
+        if item["type"] == "websocket.disconnect":
+            self._listener.gone()
+        elif item["type"] == "websocket.receive":
+            if item.get("bytes") is not None:
+                self._listener.heard_bytes()
+            else:
+                self._listener.heard_text()
+
+
 class GatewaySocket(WebSocketsSansIOProtocol):
     """Differs from its parent where a peer that doesn't read would keep it: every end is bounded by an abort.
 
-    It is the `Line` of its peer: messages may be written past ASGI, whole frames between the parent's own.
+    It is the `Line` of its peer: messages may be written past ASGI, whole frames between the parent's own. Once
+    somebody listens, it needs its application no more, and lives on when that has returned.
     """
 
     def __init__(
@@ -42,6 +77,7 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         self._query = b""
         self._application = self.app
         self.app = self._run_with_query
+        self._is_kept = False
         self.drains = False
         self.has_written = False
 
@@ -54,6 +90,60 @@ class GatewaySocket(WebSocketsSansIOProtocol):
 
     async def _run_with_query(self, scope: ServerScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         await self._application({**scope, "query_string": self._query}, receive, send)
+
+    # --- without the application
+
+    def listen(self, listener: Listener) -> None:
+        """From now on the listener hears everything, also what was said before and not received."""
+        events, self.queue = self.queue, _Ears(listener)
+        self._is_kept = True
+        while not events.empty():
+            self.queue.put_nowait(events.get_nowait())
+        self._read_on()
+        # What only the handshake needed.
+        del self.scope, self.request, self.response
+        self._query = b""
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs it as a task for which the server waits at its end."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def send_text(self, text: str) -> None:
+        """Waits while the peer doesn't drain. Raises Gone."""
+        payload = text.encode()
+        await self.writable.wait()
+        if not self.drains:
+            raise Gone
+        self.write(frame_head(len(payload)) + payload)
+
+    def close(self, close: Close) -> None:
+        """Sends the close frame, without waiting until the peer drains: that is what may never happen."""
+        self._close(close)
+
+    async def run_asgi(self) -> None:
+        """As the parent's, which would close a socket whose application has returned."""
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except Exception:
+            self.logger.exception("Exception in ASGI application\n")
+            self.send_500_response()
+        if not self._is_kept and self.close_timer is None:
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        super().send_receive_event_to_app()
+        if self._is_kept:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
 
     # --- the line
 
@@ -97,7 +187,6 @@ class GatewaySocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close" and self.handshake_complete and not self.disconnected:
-            # Without waiting until the peer drains: that is what may never happen.
             self._close(Close(message.get("code", 1000), message.get("reason") or ""))
             return
         await self.writable.wait()
@@ -125,9 +214,7 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         self.conn.send_close(close.code, close.reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
+        self._read_on()
         self.close_timer = self.loop.call_later(FLUSH_S, self.transport.abort)
 
     def schedule_ping(self) -> None:
