@@ -1,7 +1,7 @@
 """Live events of one job that came in one read from Redis and go out in one write."""
 
 import struct
-from functools import cached_property
+from functools import lru_cache
 
 import structlog
 
@@ -12,35 +12,37 @@ logger = structlog.get_logger(__name__)
 
 # Type, status and gap of an event that only follows the one before: it ends nothing, and nothing lacks before it.
 _PLAIN = (b"progress running - ", b"log running - ")
+# An EventId without the call of its constructor.
+_NEW = tuple.__new__
 
 
 class Burst:
-    """Events that follow `prev` without a hole, in one generation, none of them the job's last.
+    """Events that follow `prev` without a hole, in one generation, none of them the job's last."""
 
-    `frames`: all of them as WebSocket text frames, built once for all subscribers.
-    """
-
-    __slots__ = ("__dict__", "_feed", "_parts", "last", "prev")
+    __slots__ = ("_feed", "_messages", "_parts", "last", "prev")
 
     def __init__(self, prev: EventId) -> None:
         self.prev = self.last = prev
         self._parts: list[bytes] = []
         self._feed: list[bytes] = []
+        self._messages: list[tuple[Entry, str]] = []
 
     def add(self, last: EventId, data: bytes, payload: bytes) -> None:
         self.last = last
         self._feed.append(data)
-        self._parts += (frame_head(len(payload)), payload)
+        self._parts.append(frame_head(len(payload)))
+        self._parts.append(payload)
 
-    @cached_property
     def frames(self) -> bytes:
+        """All of them as WebSocket text frames, for all subscribers."""
         return b"".join(self._parts)
 
-    @cached_property
     def messages(self) -> list[tuple[Entry, str]]:
         """One by one, for subscribers that can't take all at once."""
-        entries = [entry_of_feed(data) for data in self._feed]
-        return [(entry, entry.payload.decode()) for entry in entries]
+        if not self._messages:
+            entries = [entry_of_feed(data) for data in self._feed]
+            self._messages = [(entry, entry.payload.decode()) for entry in entries]
+        return self._messages
 
 
 class Expected:
@@ -50,7 +52,7 @@ class Expected:
     an event follows the last one, and an id is never parsed.
     """
 
-    __slots__ = ("_head", "last")
+    __slots__ = ("_head", "_next", "last")
 
     def __init__(self, last: EventId) -> None:
         self.follow(last)
@@ -58,24 +60,26 @@ class Expected:
     def follow(self, last: EventId) -> None:
         """From now on what comes after `last` is expected."""
         self.last = last
-        generation, seq = last
-        self._head = b"%d-%d %d-%d " % (generation, seq + 1, generation, seq)
+        self._next = b"%d-%d" % (last[0], last[1] + 1)
+        self._head = b"%b %d-%d " % (self._next, *last)
 
     def payload(self, data: bytes) -> bytes | None:
         """The payload of the event that was expected, which is then `last`; None for any other message."""
         head = self._head
         if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
             return None
-        payload = data[data.index(b"\n") + 1 :] if b"\n" in data else None
-        if payload is None or not _is_text(payload):
+        _, _, payload = data.partition(b"\n")
+        if not payload or not (payload.isascii() or _is_text(payload)):
             return None
-        self.follow(EventId(self.last[0], self.last[1] + 1))
+        # As `follow`, with what is there already: the id that was the next one is now the one before.
+        generation, seq = self.last
+        following = b"%d-%d" % (generation, seq + 2)
+        self.last = _NEW(EventId, (generation, seq + 1))
+        self._head, self._next = b"%b %b " % (following, self._next), following
         return payload
 
 
 def _is_text(payload: bytes) -> bool:
-    if payload.isascii():
-        return True
     try:
         payload.decode()
     except UnicodeDecodeError:
@@ -93,6 +97,7 @@ def heard(job_id: int, data: bytes) -> tuple[Entry, str] | None:
         return None
 
 
+@lru_cache(maxsize=4096)
 def frame_head(length: int) -> bytes:
     """The head of an unmasked text frame with `length` bytes (RFC 6455, section 5.2)."""
     if length < 126:

@@ -72,8 +72,9 @@ class Channel:
         burst, self.burst = self.burst, None
         if burst is None:
             return
+        frames = burst.frames()
         for subscriber in self.subscribers:
-            subscriber.offer_burst(burst)
+            subscriber.offer_burst(burst, frames)
         if self.follower is not None:
             self.follower.hear(burst.last)
 
@@ -87,13 +88,16 @@ class Channel:
 class Channels:
     """The channels that are subscribed, or will be when Redis is back."""
 
-    def __init__(self, feed: Feed, linger_s: float) -> None:
-        self._feed = feed
+    def __init__(self, linger_s: float) -> None:
         self._linger_s = linger_s
         self._channels: dict[int, Channel] = {}
         self._by_name: dict[bytes, Channel] = {}
         self._unsent: list[Channel] = []
         """Those with a burst."""
+
+    def open(self, feed: Feed) -> None:
+        """`feed`: it calls `hear`, `flush` and `fall_behind`."""
+        self._feed = feed
 
     def __iter__(self) -> Iterator[int]:
         """The jobs that anybody listens to."""

@@ -20,8 +20,8 @@ class Line(Protocol):
     has_written: bool
     """Since somebody said False."""
 
-    def write(self, frames: bytes) -> None:
-        """Only while it drains."""
+    transport: asyncio.Transport
+    """Where ready frames are written, only while it drains."""
 
 
 class Peer:

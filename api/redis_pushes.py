@@ -8,17 +8,25 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-OnAnswer = Callable[[Any], None]
+OnMessage = Callable[[bytes, bytes], None]
 
 
 class RedisPushes(asyncio.Protocol):
-    """Calls `on_answer` for whatever Redis says, in order, then `on_read` once for all that came in one read.
+    """Calls `on_message(channel, data)` for each message, `on_answer` for whatever else Redis says, in order; then
+    `on_read` once for all that came in one read.
 
     redis-py's own reader is made for commands and answers: a coroutine and several calls for each, which cost more
     than the rest of the relay together (measured 2026-11-24).
     """
 
-    def __init__(self, connection: AbstractConnection, on_answer: OnAnswer, on_read: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        on_message: OnMessage,
+        on_answer: Callable[[Any], None],
+        on_read: Callable[[], None],
+    ) -> None:
+        self._on_message = on_message
         self._on_answer = on_answer
         self._on_read = on_read
         self._parser = hiredis.Reader()
@@ -47,9 +55,12 @@ class RedisPushes(asyncio.Protocol):
         self.heard_at = self._loop.time()
         try:
             self._parser.feed(data)
-            gets, on_answer = self._parser.gets, self._on_answer
+            gets, on_message = self._parser.gets, self._on_message
             while (answer := gets()) is not False:
-                on_answer(answer)
+                if type(answer) is list and answer[0] == b"message":
+                    on_message(answer[1], answer[2])
+                else:
+                    self._on_answer(answer)
             self._on_read()
         except Exception as error:
             self._end(error)

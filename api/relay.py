@@ -53,15 +53,16 @@ class Relay:
         self._queries = queries
         self._history = History(client, store, queries)
         self._slots = Slots(client, self.limits)
+        self.channels = Channels(self.limits.linger_s)
         self._feed = Feed(
             settings.events_redis_url,
             self.limits,
-            on_message=self._hear,
+            on_message=self.channels.hear,
             on_pattern_message=self._dispatch_to_fleet,
             on_subscribed=self._read_again,
-            on_read=self._flush,
+            on_read=self.channels.flush,
         )
-        self.channels = Channels(self._feed, self.limits.linger_s)
+        self.channels.open(self._feed)
         self._fleet: set[FleetSubscriber] = set()
         self._peers: set[Peer] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -136,12 +137,6 @@ class Relay:
             self.forget(peer)
 
     # --- fan-out
-
-    def _hear(self, channel: bytes, data: bytes) -> None:
-        self.channels.hear(channel, data)
-
-    def _flush(self) -> None:
-        self.channels.flush()
 
     def _dispatch_to_fleet(self, channel: bytes, data: bytes) -> None:
         job_id = job_of_feed(channel)

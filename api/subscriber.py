@@ -81,14 +81,15 @@ class Subscriber:
         self.is_beyond_end = False
         """Its cursor is later than anything that is known of the job."""
 
-    def offer_burst(self, burst: Burst) -> None:
+    def offer_burst(self, burst: Burst, frames: bytes) -> None:
         """Live events, written at once while nothing is before them and the peer drains."""
         line = self._line
         if self.outbox.is_idle and line is not None and line.drains and self.cursor == burst.prev:
             self.cursor = burst.last
-            line.write(burst.frames)
+            line.has_written = True
+            line.transport.write(frames)
             return
-        for entry, text in burst.messages:
+        for entry, text in burst.messages():
             self.offer(entry, text)
 
     def offer(self, entry: Entry, text: str) -> None:
