@@ -69,7 +69,7 @@ class Expected:
         if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
             return None
         _, _, payload = data.partition(b"\n")
-        if not payload or not (payload.isascii() or _is_text(payload)):
+        if not payload or not (payload.isascii() or is_text(payload)):
             return None
         # As `follow`, with what is there already: the id that was the next one is now the one before.
         generation, seq = self.last
@@ -79,7 +79,8 @@ class Expected:
         return payload
 
 
-def _is_text(payload: bytes) -> bool:
+def is_text(payload: bytes) -> bool:
+    """Whether it is UTF-8."""
     try:
         payload.decode()
     except UnicodeDecodeError:

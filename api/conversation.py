@@ -56,11 +56,11 @@ class Conversation:
 
     # --- the client's side
 
-    def heard_text(self) -> None:
+    def heard_text(self, _text: str) -> None:
         """Its content is ignored."""
         self._peer.heard()
 
-    def heard_bytes(self) -> None:
+    def heard_bytes(self, _data: bytes) -> None:
         self._peer.end(TEXT_ONLY)
 
     def gone(self) -> None:

@@ -13,9 +13,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
-from api.burst import frame_head
+from api.burst import frame_head, is_text
 from api.closes import SERVICE_RESTART, Close
 
 PING_S = 5.0
@@ -34,9 +36,9 @@ class Gone(Exception):
 class Listener(Protocol):
     """Hears what a client says, by calls that don't wait."""
 
-    def heard_text(self) -> None: ...
+    def heard_text(self, text: str) -> None: ...
 
-    def heard_bytes(self) -> None: ...
+    def heard_bytes(self, data: bytes) -> None: ...
 
     def gone(self) -> None:
         """The socket is closed, whoever did it. May come more than once."""
@@ -52,10 +54,20 @@ class _Ears(asyncio.Queue[ASGIReceiveEvent]):
         if item["type"] == "websocket.disconnect":
             self._listener.gone()
         elif item["type"] == "websocket.receive":
-            if item.get("bytes") is not None:
-                self._listener.heard_bytes()
+            data = item.get("bytes")
+            if data is not None:
+                self._listener.heard_bytes(data)
             else:
-                self._listener.heard_text()
+                self._listener.heard_text(item.get("text") or "")
+
+
+class _Rules(ServerProtocol):
+    """A close frame may come between the fragments of a message (RFC 6455, section 5.4), as any control frame."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None  # the parent answers with 1002 while a message is incomplete (websockets 17.4)
+        super().recv_frame(frame)
 
 
 class GatewaySocket(WebSocketsSansIOProtocol):
@@ -73,6 +85,7 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         _loop: AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn = _Rules(max_size=config.ws_max_size, logger=self.logger)
         self.conn.debug = False  # it would log the handshake word for word, tokens included
         self._query = b""
         self._application = self.app
@@ -136,6 +149,11 @@ class GatewaySocket(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not is_text(b"".join(self.frames)):
+            # Before the parent, which writes a traceback into the log for each.
+            self.conn.send_close(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+            return
         super().send_receive_event_to_app()
         if self._is_kept:
             self._read_on()

@@ -1,0 +1,83 @@
+"""Ten thousand connects leave nothing behind: counted before and after."""
+
+import asyncio
+import gc
+import os
+import threading
+from collections import Counter
+
+import pytest
+
+from api.conversation import Conversation
+from api.sockets import GatewaySocket
+from api.subscriber import Subscriber
+from shared.event_log import slots_key
+from tests.api.raw import CLOSE, TEXT, RawSocket, masked
+from tests.api.serving import ThreadGateway
+from tests.api.training import Training
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(600)
+
+CONNECTS = 10_000
+CLIENTS = 8
+# What a first round leaves for good: caches, threads, grown dictionaries.
+WARM = 500
+# By the objects of 9,500 connections, were each to leave one of 1 KiB.
+MOST_GROWTH_KIB = 6_000
+
+
+def test_ten_thousand_connects_leave_nothing_behind(socket_gateway: ThreadGateway, training: Training) -> None:
+    training.start()
+    _connect(socket_gateway, training, WARM)
+    _wait_for_nobody(socket_gateway, training)
+    before, memory_kib = _left(socket_gateway), _memory_kib()
+    _connect(socket_gateway, training, CONNECTS - WARM)
+    _wait_for_nobody(socket_gateway, training)
+    assert _left(socket_gateway) == before
+    assert _memory_kib() - memory_kib < MOST_GROWTH_KIB
+
+
+def _connect(gateway: ThreadGateway, training: Training, count: int) -> None:
+    """Eight clients one after another, a third of which say goodbye, a third hang up, a third break a rule."""
+
+    def one(number: int) -> None:
+        for index in range(number, count, CLIENTS):
+            with RawSocket(gateway, training.job_id) as socket:
+                socket.frame_of(TEXT)
+                if index % 3:
+                    socket.send(masked(CLOSE, b"\x03\xe8") if index % 3 == 1 else b"\x81\x02hi")
+                    socket.frame_of(CLOSE)
+
+    clients = [threading.Thread(target=one, args=(number,)) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+
+
+def _wait_for_nobody(gateway: ThreadGateway, training: Training) -> None:
+    wait_until(lambda: gateway.relay.subscribers == 0, "the end of all sockets")
+    wait_until(lambda: not training.client.pubsub_channels(), "the end of the subscription")
+    wait_until(lambda: training.client.zcard(slots_key(training.job_id)) == 0, "the end of all places")
+    wait_until(lambda: not gateway.relay.channels.subscribers(training.job_id), "the end of all subscribers")
+
+
+def _left(gateway: ThreadGateway) -> Counter[str]:
+    """Living objects of each kind that a connection has, and open files."""
+
+    def counted() -> Counter[str]:
+        gc.collect()
+        kinds = (GatewaySocket, Conversation, Subscriber, asyncio.Task)
+        found = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+        return found + Counter(files=len(os.listdir("/proc/self/fd")))
+
+    found = wait_until(lambda: (now := counted())["GatewaySocket"] == 0 and now, "the last socket's end")
+    assert isinstance(found, Counter)
+    return found
+
+
+def _memory_kib() -> int:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
