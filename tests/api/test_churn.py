@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,11 @@ FEW = 150
 MOST_GROWTH_KIB = 6_000
 
 
-def test_ten_thousand_connects_leave_nothing_behind(open_settings: Settings, training: Training) -> None:
+def test_ten_thousand_connects_leave_nothing_behind(
+    open_settings: Settings, training: Training, caplog: pytest.LogCaptureFixture
+) -> None:
+    # pytest keeps every line that uvicorn says of a connection.
+    caplog.set_level(logging.WARNING, logger="uvicorn.error")
     training.start()
     # A place is given back a moment after its socket's end, when the next client is already there.
     with ThreadGateway(open_settings, replace(QUICK, connections_per_job=1000)) as gateway:
