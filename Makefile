@@ -8,6 +8,8 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 BENCH_STAMP := .venv/.set-up-bench
 
+JOBS ?= 2
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo up test check bench clean
@@ -35,8 +37,9 @@ demo: setup
 up: setup
 	@$(BIN)/epochcast up $(ARGS)
 
+# A file's tests run one after the other, two files at a time: much of a test is waiting for processes to start and end.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

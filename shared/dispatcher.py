@@ -107,11 +107,13 @@ class Dispatcher:
         self._recovery.stop_requested_queued()
 
     def _place(self) -> None:
-        for placed in place(self._database, running_per_owner=self._settings.running_per_owner):
-            logger.info("job placed", job_id=placed.job_id, host=placed.host)
+        placed = place(self._database, running_per_owner=self._settings.running_per_owner)
+        for one in placed:
+            logger.info("job placed", job_id=one.job_id, host=one.host)
+        self._send([_Due(one.job_id, one.host, 0) for one in placed])
 
     def _poke(self) -> None:
-        """Sends the hint for every placed job that nobody claimed yet: at once, then after 5 s, doubling to 60."""
+        """Sends the hint again for every placed job that nobody claimed yet: after 5 s, doubling to 60."""
         with self._database.read() as connection:
             rows = connection.execute(
                 sa.select(placements.c.job_id, placements.c.host, placements.c.pokes)
@@ -126,13 +128,18 @@ class Dispatcher:
             )
             due = [_Due(row.job_id, row.host, row.pokes) for row in rows]
         for one in due:
-            if not self._take_poke(one):
-                continue
+            if self._take_poke(one):
+                self._send([one])
+
+    def _send(self, taken: list[_Due]) -> None:
+        """The pokes that this dispatcher has taken."""
+        for sent, one in enumerate(taken):
             try:
                 self._poker.poke(one.job_id, one.host)
             except (OperationalError, OSError):
-                # Its time in the queue of a broker that is away doesn't count against the host.
-                self._restore_poke(one)
+                # Their time in the queue of a broker that is away doesn't count against the hosts.
+                for left in taken[sent:]:
+                    self._restore_poke(left)
                 raise
 
     def _take_poke(self, one: _Due) -> bool:

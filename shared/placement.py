@@ -31,7 +31,11 @@ class Placed:
 
 
 def place(database: Database, *, running_per_owner: int | None = None, limit: int = 1000) -> list[Placed]:
-    """Places what fits now, best job first (priority, then age), and writes why the others wait."""
+    """Places what fits now, best job first (priority, then age), and writes why the others wait.
+
+    The first poke of each that is returned is taken with its place, and is the caller's to send: a transaction less
+    on the way of every job.
+    """
     with database.read() as connection:
         # Most passes find nothing: they must not take SQLite's only write lock.
         if not _waiting(connection, database.time(connection), 1):
@@ -156,7 +160,9 @@ def _reserve(connection: sa.Connection, row: Any, seats: list[Seat], now: float)
         for member, seat in enumerate(seats):
             uuids = [gpu.uuid for gpu in seat.gpus]
             place_of = {"job_id": row.id, "member": member, "host": seat.host.name, "gpus": uuids}
-            connection.execute(placements.insert().values(**place_of, placed_at=now, pokes=0, next_poke_at=now))
+            connection.execute(
+                placements.insert().values(**place_of, placed_at=now, pokes=1, next_poke_at=now + FIRST_POKE_S)
+            )
             if uuids:
                 connection.execute(gpus.update().where(gpus.c.uuid.in_(uuids)).values(job_id=row.id))
     for seat in seats:

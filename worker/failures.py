@@ -10,7 +10,6 @@ from epochcast.jobs import ErrorType, GpuMemory, JobError
 from worker import out_of_memory
 from worker.causes import Cause, causes, clean
 from worker.frames import frames_of, syntax_of
-from worker.gpus import GpuProcess
 from worker.hints import hint_for
 from worker.oom_kills import OomKills
 
@@ -69,7 +68,6 @@ def with_memory(
     error: JobError,
     measured: GpuMemory | None,
     *,
-    others: tuple[GpuProcess, ...] = (),
     who: str | None = None,
     gpu: str | None = None,
     batch_size: int | None = None,
@@ -81,7 +79,7 @@ def with_memory(
     told = oom.memory.model_dump(exclude_none=True)
     known = {**(measured.model_dump(exclude_none=True) if measured else {}), **told}
     if known:
-        oom = out_of_memory.CudaOom(GpuMemory.model_validate(known), oom.device, oom.limit_gib, oom.others or others)
+        oom = out_of_memory.CudaOom(GpuMemory.model_validate(known), oom.device, oom.limit_gib, oom.others)
     advice = out_of_memory.verdict(oom, batch_size, batch_named, text=text, who=who)
     return error.model_copy(update={"gpu": gpu, "memory": oom.memory if known else None, "verdict": advice})
 

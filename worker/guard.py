@@ -162,7 +162,7 @@ class Guard:
                 _send(ward.connection, {"refused": reason, "draining": self._draining})
             case {"start": request}:
                 ward.job_id, ward.licence_until = int(request["job_id"]), float(request["licence"])
-                self._waiting.append((ward, Start.of(ward.connection, request, descriptors)))
+                self._waiting.append((ward, Start.of(request, descriptors)))
             case {"adopt": request}:
                 self._adopt(ward, request)
             case {"licence": until} if not ward.ordered_killed:

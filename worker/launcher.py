@@ -15,10 +15,11 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from shared.processes import adopt_orphans, dies_with_parent, name_process, show_memory
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
+from worker.spare import Spare, Waiting, fork_spare
 
 STUCK_AFTER_S = 60.0
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,6 +56,11 @@ class Order:
         )
 
 
+Become: TypeAlias = Callable[[Order], None]
+# Has a trainer that waits take the streams (stdout, stderr), and says its pid; 0: there is none.
+First: TypeAlias = Callable[[tuple[int, int]], int]
+
+
 class Launcher:
     """One attempt's kill switch. `lifeline`: SEQPACKET socket to the supervisor, JSON packets both ways.
 
@@ -73,14 +79,15 @@ class Launcher:
         self._asked_to_stop = False
         self._cut: str | None = None
 
-    def run(self, order: Order, become: Callable[[Order], None]) -> int:
+    def run(self, order: Order, become: Become, first: First | None = None) -> int:
         """`become`: what a forked trainer does; it never returns."""
         adopt_orphans()
         if self._is_orphaned():  # the supervisor gave up on this start, and may have given its job back
             return 1
         for local, streams in enumerate(order.streams):
             rank = order.first_rank + local
-            self._trainers[_start(order, become, local, streams, self._lifeline)] = rank
+            pid = first(streams) if first is not None and local == 0 else 0
+            self._trainers[pid or _start(order, become, local, streams, self._lifeline)] = rank
         for descriptor in (end for streams in order.streams for end in streams):
             os.close(descriptor)
         self._say({"trainers": list(self._trainers)})
@@ -169,13 +176,9 @@ class Launcher:
             self._lifeline.send(json.dumps(packet).encode())
 
 
-def _start(
-    order: Order, become: Callable[[Order], None], local: int, streams: tuple[int, int], lifeline: socket.socket
-) -> int:
+def _start(order: Order, become: Become, local: int, streams: tuple[int, int], lifeline: socket.socket) -> int:
     """Forks one trainer: own session, default signals, ended by the kernel when this process ends."""
     prepare = dies_with_parent()
-    # A stop that comes between the fork and the child's own handling would be ignored as the launcher ignores it: it
-    # waits until the child has the default, and ends it then.
     signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     pid = os.fork()
     if pid:
@@ -183,6 +186,33 @@ def _start(
         return pid
     try:
         prepare()
+        lifeline.close()
+    except BaseException as error:
+        _give_up(error)
+    enter(order, local, streams)
+    become(order)
+    raise AssertionError("a trainer goes no further")
+
+
+def fork_spare_trainer() -> Spare | Waiting:
+    """A trainer that waits for its order; the child shall `enter` when it has it. Raises OSError."""
+    prepare = dies_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    forked = fork_spare()
+    if isinstance(forked, Spare):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    else:
+        prepare()
+    return forked
+
+
+def enter(order: Order, local: int, streams: tuple[int, int]) -> None:
+    """Makes this forked process, in which signals are blocked, one in which a trainer can begin.
+
+    A stop that came between the fork and here would have been ignored as the launcher ignores it: it has waited until
+    this process has the default, and ends it now.
+    """
+    try:
         show_memory()  # or this process's own files in /proc would be root's
         os.setsid()
         for sign in (*IGNORED, signal.SIGPIPE):
@@ -190,7 +220,6 @@ def _start(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         _prefer_as_oom_victim()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        lifeline.close()
         os.chdir(order.cwd)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (streams[0], 1), (streams[1], 2)):
@@ -201,8 +230,6 @@ def _start(
             os.environ.update(RANK=rank, ROLE_RANK=rank, LOCAL_RANK=str(local))
     except BaseException as error:
         _give_up(error)
-    become(order)
-    raise AssertionError("a trainer goes no further")
 
 
 def execute(order: Order) -> None:
@@ -224,7 +251,7 @@ def _prefer_as_oom_victim() -> None:
         file.write("500")
 
 
-def launch(order: Order, become: Callable[[Order], None]) -> int:
+def launch(order: Order, become: Become, first: First | None = None) -> int:
     """In a process of its own, to the end of what it starts."""
     name_process("ec-launcher")
     # A terminal's Ctrl-C or a group's SIGTERM is for the worker to answer; this process ends with its lifeline.
@@ -233,7 +260,7 @@ def launch(order: Order, become: Callable[[Order], None]) -> int:
     os.setsid()
     lifeline = socket.socket(fileno=order.lifeline)
     os.set_inheritable(order.lifeline, False)
-    return Launcher(lifeline, order.licence).run(order, become)
+    return Launcher(lifeline, order.licence).run(order, become, first)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,15 +25,14 @@ WAIT_FOR_IMPORTS_S = 25.0
 class Start:
     """A supervisor's request. `descriptors`: the launcher's ends of lifeline and streams, owned by this object."""
 
-    connection: socket.socket
     request: dict[str, Any]
     descriptors: list[int]
     since: float
 
     @classmethod
-    def of(cls, connection: socket.socket, request: dict[str, Any], descriptors: list[int]) -> "Start":
+    def of(cls, request: dict[str, Any], descriptors: list[int]) -> "Start":
         """Takes copies of the descriptors: the request may have to wait."""
-        return cls(connection, request, [os.dup(descriptor) for descriptor in descriptors], time.monotonic())
+        return cls(request, [os.dup(descriptor) for descriptor in descriptors], time.monotonic())
 
     @property
     def may_be_warm(self) -> bool:

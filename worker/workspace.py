@@ -189,6 +189,7 @@ def host_environment() -> dict[str, str]:
         # Threads that wait for each other without spinning: on two busy cores an epoch of a small network took 0.5 s
         # instead of 1 to 4 (2026-11-23).
         "OMP_WAIT_POLICY": "PASSIVE",
+        "OPENBLAS_THREAD_TIMEOUT": "4",
         "PYTHONPATH": str(CHECKOUT),
         "PYTHONUNBUFFERED": "1",
         # Asks NVML whether there are GPUs: the CUDA runtime would be initialised in a process that may still fork.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from epochcast.events import Log
+from epochcast.events import Log, Progress
 from epochcast.jobs import Status
 from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
@@ -200,3 +200,34 @@ def test_output_without_end_neither_grows_the_supervisor_nor_hides_the_reports(h
     assert any("log lines dropped" in line for line in host.logs(job_id))
     assert_gapless(host.entries(job_id))
     assert os.path.isdir(host.settings.work_dir)
+
+
+def test_a_flood_holds_up_no_other_job(host: Host) -> None:
+    flood = """
+        import os
+        line = b"".join(b"line %d\\n" % n for n in range(10_000))
+        while True:
+            os.write(1, line)
+    """
+    flooding = host.submit(total_epochs=1)
+    flooder = host.attempt(flooding, flood)
+    wait_until(lambda: any("log lines dropped" in line for line in host.logs(flooding)), "the flood", timeout_s=60)
+    script = """
+        import epochcast
+        run = epochcast.init()
+        for epoch in run.epochs():
+            print("epoch", epoch)
+            run.report(epoch=epoch, train_loss=1.0 / epoch)
+    """
+    job = host.run(script, total_epochs=100)
+    # In the midst of it another job has been followed to its end, with every line and every report.
+    flooded = len(host.logs(flooding))
+    wait_until(lambda: len(host.logs(flooding)) > flooded, "more of the flood", timeout_s=20)
+    assert job.status is Status.SUCCEEDED
+    assert host.logs(job.job_id) == [f"epoch {epoch}" for epoch in range(1, 101)]
+    reports = [message.current_epoch for message in host.messages(job.job_id) if isinstance(message, Progress)]
+    assert sorted(set(reports)) == list(range(101))
+    assert_gapless(host.entries(job.job_id))
+    host.store.request_stop(flooding)
+    host.wait_ended(flooder)
+    assert host.store.get(flooding).status is Status.STOPPED

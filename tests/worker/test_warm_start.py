@@ -1,5 +1,6 @@
 """Warm start: forked trainers are as new ones, only sooner; and whatever befalls the fork server, jobs go on."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from epochcast.jobs import Status, TrainingJobSpec
@@ -52,10 +54,23 @@ def fork_server_of(host: Host) -> int:
     agent = host.agent.pid
 
     def found() -> int:
-        names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in descendants(agent)}
-        return names.get(fork_server.READY, 0)
+        return named(fork_server.READY, [child.pid for child in psutil.Process(agent).children()])
 
     return wait_until(found, "the fork server", timeout_s=90)
+
+
+def spare_of(server: int) -> int:
+    """The pid of the launcher that a fork server holds ready."""
+    return wait_until(lambda: named(fork_server.SPARE, descendants(server)), "the spare", timeout_s=20)
+
+
+def named(name: str, pids: list[int]) -> int:
+    """The pid of the one with this name; 0: there is none."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                return pid
+    return 0
 
 
 LOOK = """
@@ -149,6 +164,37 @@ def test_a_killed_fork_server_costs_no_running_job_and_is_replaced(host: Host, t
     assert host.store.get(job_id).status is Status.STOPPED
     assert run(host, tmp_path / "next", HOW)[0] in ("warm", "cold")
     assert fork_server_of(host) != server
+
+
+def test_the_spare_becomes_the_next_launcher_and_is_replaced(host: Host, tmp_path: Path) -> None:
+    server = fork_server_of(host)
+    spare = spare_of(server)
+    content = keep(host, tmp_path / "code", {"train.py": ENDLESS.encode()})
+    job_id = submit(host, content)
+    supervisor = host.attempt(job_id)
+    host.wait_logged(job_id, "warm")
+    assert host.launcher(job_id) == spare
+    assert spare_of(server) != spare
+    host.store.request_stop(job_id)
+    host.wait_ended(supervisor)
+    assert host.store.get(job_id).status is Status.STOPPED
+
+
+@pytest.mark.parametrize("name", [fork_server.SPARE, fork_server.SPARE_TRAINER])
+def test_a_dead_spare_costs_nothing(host: Host, tmp_path: Path, name: str) -> None:
+    server = fork_server_of(host)
+    dying = wait_until(lambda: named(name, descendants(server)), "the spare", timeout_s=20)
+    os.kill(dying, signal.SIGKILL)
+    assert run(host, tmp_path / "code", HOW) == ["warm"]
+
+
+def test_no_spare_outlives_its_fork_server(host: Host) -> None:
+    server = fork_server_of(host)
+    spare = spare_of(server)
+    born = start_time(spare)
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: start_time(spare) != born, "the end of the spare", timeout_s=20)
+    wait_until(lambda: fork_server_of(host) != server, "the next fork server", timeout_s=90)
 
 
 def test_a_frozen_fork_server_delays_a_job_and_no_more(host: Host, tmp_path: Path) -> None:
