@@ -1,4 +1,4 @@
-"""Ten thousand connects leave nothing behind: counted before and after."""
+"""Ten thousand connects leave no socket, task, subscription, place or open file behind."""
 
 import asyncio
 import gc
@@ -29,8 +29,6 @@ CLIENTS = 8
 WARM = 500
 # Idle worker threads keep what they did last, and Redis' and SQL's pools their connections.
 FEW = 150
-# By the objects of 9,500 connections, were each to leave one of 1 KiB.
-MOST_GROWTH_KIB = 6_000
 
 
 def test_ten_thousand_connects_leave_nothing_behind(
@@ -43,11 +41,9 @@ def test_ten_thousand_connects_leave_nothing_behind(
     with ThreadGateway(open_settings, replace(QUICK, connections_per_job=1000)) as gateway:
         _connect(gateway, training, WARM)
         _wait_for_nobody(gateway, training)
-        memory_kib = _memory_kib()
         _connect(gateway, training, CONNECTS - WARM)
         _wait_for_nobody(gateway, training)
         wait_until(lambda: max(_left().values()) < FEW, "the end of all that belongs to a socket", timeout_s=30)
-        assert _memory_kib() - memory_kib < MOST_GROWTH_KIB
 
 
 def _connect(gateway: ThreadGateway, training: Training, count: int) -> None:
@@ -78,9 +74,3 @@ def _left() -> Counter[str]:
     kinds = (GatewaySocket, GatewayConnection, Conversation, Subscriber, asyncio.Task)
     found = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
     return found + Counter(files=len(os.listdir("/proc/self/fd")))
-
-
-def _memory_kib() -> int:
-    gc.collect()
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
