@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis
-import redis.asyncio
-import redis.asyncio.retry
 from fastapi import FastAPI
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -19,6 +17,7 @@ from api.fast_lane import FastLane
 from api.gate import Gate
 from api.gateway import SQL_CONNECTIONS, SQL_PATIENCE_S, Gateway
 from api.limits import Limits
+from api.redis_client import open_client
 from api.routes import code, health, history, hosts, jobs, models, recipes
 from api.telemetry import Telemetry
 from shared.celery_app import Poker
@@ -28,11 +27,6 @@ from shared.event_log import EventLog
 from shared.settings import Settings
 
 API = "/api/v1"
-# A Redis that is away must not delay an answer that SQL can give.
-_REDIS_PATIENCE_S = 0.4
-_REDIS_CONNECTIONS = 32
-# Waiting for one of them is no sign that Redis is away.
-_TURN_S = 10
 _DISPATCHER_PATIENCE_S = 2.0
 
 
@@ -98,7 +92,7 @@ async def _lifespan(app: GatewayApp) -> AsyncIterator[None]:
     gateway = Gateway(
         settings=settings,
         database=database,
-        redis=_redis(settings),
+        redis=open_client(settings.events_redis_url),
         dispatcher=_dispatcher(settings, database),
         telemetry=app.state.telemetry,
         limits=app.state.limits,
@@ -113,19 +107,6 @@ async def _lifespan(app: GatewayApp) -> AsyncIterator[None]:
     finally:
         app.fast_lane.close()
         await gateway.close()
-
-
-def _redis(settings: Settings) -> redis.asyncio.Redis:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.events_redis_url,
-        # A crowd (subscribers that come back, long polls that wake) takes turns; it opens no connection each.
-        max_connections=_REDIS_CONNECTIONS,
-        timeout=_TURN_S,
-        socket_timeout=_REDIS_PATIENCE_S,
-        socket_connect_timeout=_REDIS_PATIENCE_S,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-    )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _dispatcher(settings: Settings, database: Database) -> Dispatcher:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from api.burst import Burst, Expected, heard
 from api.feed import Feed
 from api.standing import Standing
 from api.subscriber import Subscriber
-from epochcast.events import EventId
-from shared.event_log import Entry, feed_channel
+from epochcast.events import BEFORE_ALL, EventId
+from shared.event_log import feed_channel
 
 
 class Follower(Protocol):
@@ -29,24 +30,74 @@ class Follower(Protocol):
 
 @dataclass(slots=True)
 class Channel:
-    """One job's listeners."""
+    """One job's listeners, and what came of it in the read from Redis that is being worked on."""
 
+    job_id: int
     subscribers: set[Subscriber] = field(default_factory=set)
     follower: Follower | None = None
     empty_since: float | None = None
+    expected: Expected = field(default_factory=lambda: Expected(BEFORE_ALL))
+    burst: Burst | None = None
 
     @property
     def is_empty(self) -> bool:
         return not self.subscribers and self.follower is None
 
+    def hear(self, data: bytes) -> bool:
+        """Whether it began a burst, which `flush` sends."""
+        before = self.expected.last
+        payload = self.expected.payload(data)
+        if payload is None:
+            self._hear_apart(data)
+            return False
+        is_first = self.burst is None
+        if self.burst is None:
+            self.burst = Burst(before)
+        self.burst.add(self.expected.last, data, payload)
+        return is_first
+
+    def _hear_apart(self, data: bytes) -> None:
+        """An event that ends the job or doesn't follow the last one."""
+        self.flush()
+        if (message := heard(self.job_id, data)) is None:
+            return
+        entry, text = message
+        self.expected.follow(entry.id)
+        for subscriber in self.subscribers:
+            subscriber.offer(entry, text)
+        if self.follower is not None:
+            self.follower.hear(entry.id)
+
+    def flush(self) -> None:
+        burst, self.burst = self.burst, None
+        if burst is None:
+            return
+        frames = burst.frames()
+        for subscriber in self.subscribers:
+            subscriber.offer_burst(burst, frames)
+        if self.follower is not None:
+            self.follower.hear(burst.last)
+
+    def fall_behind(self) -> None:
+        for subscriber in self.subscribers:
+            subscriber.fall_behind()
+        if self.follower is not None:
+            self.follower.fall_behind()
+
 
 class Channels:
     """The channels that are subscribed, or will be when Redis is back."""
 
-    def __init__(self, feed: Feed, linger_s: float) -> None:
-        self._feed = feed
+    def __init__(self, linger_s: float) -> None:
         self._linger_s = linger_s
         self._channels: dict[int, Channel] = {}
+        self._by_name: dict[bytes, Channel] = {}
+        self._unsent: list[Channel] = []
+        """Those with a burst."""
+
+    def open(self, feed: Feed) -> None:
+        """`feed`: it calls `hear`, `flush` and `fall_behind`."""
+        self._feed = feed
 
     def __iter__(self) -> Iterator[int]:
         """The jobs that anybody listens to."""
@@ -91,38 +142,36 @@ class Channels:
         """Asks whether every event that is published now is heard: Redis has confirmed the subscription."""
         return partial(self._feed.is_confirmed, _name(job_id))
 
-    def hears(self, job_id: int) -> bool:
-        return job_id in self._channels
+    def hear(self, name: bytes, data: bytes) -> None:
+        """A message of a job's feed."""
+        channel = self._by_name.get(name)
+        if channel is not None and channel.hear(data):
+            self._unsent.append(channel)
 
-    def publish(self, job_id: int, entry: Entry, text: str) -> None:
-        channel = self._channels.get(job_id)
-        if channel is None:
-            return
-        for subscriber in channel.subscribers:
-            subscriber.offer(entry, text)
-        if channel.follower is not None:
-            channel.follower.hear(entry.id)
+    def flush(self) -> None:
+        """Nothing more is at hand: what was heard goes out."""
+        unsent, self._unsent = self._unsent, []
+        for channel in unsent:
+            channel.flush()
 
-    def fall_behind(self, job_id: int) -> None:
-        channel = self._channels.get(job_id)
-        if channel is None:
-            return
-        for subscriber in channel.subscribers:
-            subscriber.fall_behind()
-        if channel.follower is not None:
-            channel.follower.fall_behind()
+    def fall_behind(self, name: bytes) -> None:
+        """Something may have been missed of a job's feed."""
+        channel = self._by_name.get(name)
+        if channel is not None:
+            channel.fall_behind()
 
-    async def drop_empty(self) -> None:
+    def drop_empty(self) -> None:
         """Ends the subscriptions that nobody has used for `linger_s`."""
         before = asyncio.get_running_loop().time() - self._linger_s
         for job_id, channel in list(self._channels.items()):
-            # Somebody may have come while another channel was dropped.
             if channel.is_empty and channel.empty_since is not None and channel.empty_since <= before:
-                del self._channels[job_id]
-                await self._feed.unsubscribe(_name(job_id))
+                del self._channels[job_id], self._by_name[_name(job_id)]
+                self._feed.unsubscribe(_name(job_id))
 
     def _occupied(self, job_id: int) -> Channel:
-        channel = self._channels.setdefault(job_id, Channel())
+        channel = self._channels.get(job_id)
+        if channel is None:
+            channel = self._channels[job_id] = self._by_name[_name(job_id)] = Channel(job_id)
         channel.empty_since = None
         return channel
 

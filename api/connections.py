@@ -12,6 +12,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+# Of a request's line and headers. Whoever sends them for ever, or a byte an hour, would otherwise be kept.
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_S = 10.0
 _EXTENSION = "epochcast.connection"
 
 
@@ -38,6 +41,9 @@ class GatewayConnection(HttpToolsProtocol):
         self._on_end: Callable[[Ending], None] | None = None
         self._ending: Ending | None = None
         self._lost: asyncio.Event | None = None
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._head_timer: asyncio.TimerHandle | None = None
 
     @contextmanager
     def held(self, on_end: Callable[[Ending], None]) -> Iterator[None]:
@@ -63,12 +69,43 @@ class GatewayConnection(HttpToolsProtocol):
         if self._ending is not Ending.GONE:
             await self._lost.wait()
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limit_head()
+
+    def data_received(self, data: bytes) -> None:
+        # Most heads come in one piece: those cost a comparison here, and no timer.
+        self._head_bytes += len(data)
+        super().data_received(data)
+        self._limit_head()
+
+    def _limit_head(self) -> None:
+        """Bounds what has come of a request's head, and how long it takes."""
+        if not self._is_in_head or self.transport.is_closing():
+            self._head_bytes = 0
+            self._end_head_timer()
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(f"The request's line and headers have more than {MAX_HEAD_BYTES} bytes.")
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _end_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
+
     def on_message_begin(self) -> None:
+        self._is_in_head = True
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._end_head_timer()
         self._end(Ending.GONE)
         if self._lost is not None:
             self._lost.set()

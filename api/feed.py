@@ -1,11 +1,11 @@
 """The one pub/sub connection of this process: subscriptions for all jobs, confirmed, and made again after a break."""
 
 import asyncio
-import math
 import random
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 import redis.asyncio
 import structlog
 from redis.asyncio.connection import AbstractConnection
@@ -16,15 +16,12 @@ from redis.exceptions import RedisError
 
 from api import tasks
 from api.limits import Limits
+from api.redis_pushes import OnMessage, RedisPushes
 
 logger = structlog.get_logger(__name__)
 
 LONGEST_BACKOFF_S = 2.0
-# A burst that is already in the read buffer would otherwise be dispatched in one go, and queues of subscribers whose
-# writers had no turn would look like those of slow consumers.
-MESSAGES_PER_TURN = 64
 
-OnMessage = Callable[[bytes, bytes], None]
 OnSubscribed = Callable[[bytes], None]
 
 
@@ -32,7 +29,8 @@ class Feed:
     """Calls `on_message(channel, data)` for every message, `on_subscribed(channel)` at each confirmed SUBSCRIBE.
 
     The second call also comes for every channel after a reconnect: what was published in between was not heard, so
-    it means "read the log again". Messages of a subscribed pattern go to `on_pattern_message`.
+    it means "read the log again". Messages of a subscribed pattern go to `on_pattern_message`. `on_read()` comes after
+    all messages of one read: nothing else is at hand now.
     """
 
     def __init__(
@@ -43,6 +41,7 @@ class Feed:
         on_message: OnMessage,
         on_pattern_message: OnMessage,
         on_subscribed: OnSubscribed,
+        on_read: Callable[[], None],
     ) -> None:
         self._pool = redis.asyncio.ConnectionPool.from_url(
             url,
@@ -55,12 +54,12 @@ class Feed:
         self._on_message = on_message
         self._on_pattern_message = on_pattern_message
         self._on_subscribed = on_subscribed
+        self._on_read = on_read
         self._wanted: dict[bytes, str] = {}
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._confirmed: set[bytes] = set()
-        self._connection: AbstractConnection | None = None
+        self._pushes: RedisPushes | None = None
         self._task: asyncio.Task[None] | None = None
-        self._heard_at = 0.0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="feed")
@@ -75,12 +74,12 @@ class Feed:
         self._wanted[channel] = "PSUBSCRIBE" if is_pattern else "SUBSCRIBE"
         if channel in self._confirmed:
             return True
-        if self._connection is None:
+        if self._pushes is None:
             return False
         waiting = self._waiting.get(channel)
         if waiting is None:
             waiting = self._waiting[channel] = asyncio.get_running_loop().create_future()
-            await self._send(self._wanted[channel], channel)
+            self._pushes.send(self._wanted[channel], channel)
         try:
             async with asyncio.timeout(self._limits.redis_patience_s):
                 await asyncio.shield(waiting)  # others wait for the same confirmation
@@ -92,24 +91,15 @@ class Feed:
         """Whether whatever is published there is heard now; false from the moment a break is seen."""
         return channel in self._confirmed
 
-    async def unsubscribe(self, channel: bytes) -> None:
+    def unsubscribe(self, channel: bytes) -> None:
         verb = self._wanted.pop(channel, None)
         self._confirmed.discard(channel)
         # Whoever comes next must not wait for a confirmation that this takes back.
         waiting = self._waiting.pop(channel, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
-        if verb is not None:
-            await self._send("PUNSUBSCRIBE" if verb == "PSUBSCRIBE" else "UNSUBSCRIBE", channel)
-
-    async def _send(self, verb: str, channel: bytes) -> None:
-        if self._connection is None:
-            return
-        try:
-            await self._connection.send_command(verb, channel)
-        except (RedisError, OSError) as error:
-            # The reader sees the same break, and everything that is wanted is subscribed again.
-            logger.info("feed: not sent", verb=verb, error=str(error))
+        if verb is not None and self._pushes is not None:
+            self._pushes.send("PUNSUBSCRIBE" if verb == "PSUBSCRIBE" else "UNSUBSCRIBE", channel)
 
     async def _run(self) -> None:
         failures = 0
@@ -128,20 +118,19 @@ class Feed:
                 logger.exception("feed: failed; connecting again")
                 failures = min(failures + 1, 10)
             finally:
-                self._connection = None
+                self._pushes = None
                 self._confirmed.clear()
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST_BACKOFF_S, 0.1 * 2**failures))
 
     async def _serve(self, connection: AbstractConnection) -> None:
         """Until the connection breaks; raises what broke it."""
-        self._heard_at = asyncio.get_running_loop().time()
-        self._connection = connection
+        pushes = self._pushes = RedisPushes(connection, self._on_message, self._handle, self._on_read)
         for verb in ("SUBSCRIBE", "PSUBSCRIBE"):
             channels = [channel for channel, wanted in self._wanted.items() if wanted == verb]
             if channels:
-                await connection.send_command(verb, *channels)
-        halves = {asyncio.create_task(self._read(connection)), asyncio.create_task(self._keep_alive(connection))}
+                pushes.send(verb, *channels)
+        halves = {asyncio.create_task(pushes.lost()), asyncio.create_task(self._keep_alive(pushes))}
         try:
             done, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -149,34 +138,23 @@ class Feed:
         for half in done:
             half.result()
 
-    async def _keep_alive(self, connection: AbstractConnection) -> None:
+    async def _keep_alive(self, pushes: RedisPushes) -> None:
         """A frozen Redis keeps its connections open; only silence tells."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._limits.feed_ping_s)
-            if loop.time() - self._heard_at > self._limits.feed_silence_s:
+            if loop.time() - pushes.heard_at > self._limits.feed_silence_s:
                 raise RedisConnectionError(f"no answer for {self._limits.feed_silence_s:g} s")
-            await connection.send_command("PING", check_health=False)
-
-    async def _read(self, connection: AbstractConnection) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            for _ in range(MESSAGES_PER_TURN):
-                answer = await connection.read_response(
-                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-                )
-                self._heard_at = loop.time()
-                self._handle(answer)
-            await asyncio.sleep(0)
+            pushes.send("PING")
 
     def _handle(self, answer: Any) -> None:
         match answer:
-            case [b"message", bytes(channel), bytes(data)]:
-                self._on_message(channel, data)
             case [b"pmessage", _, bytes(channel), bytes(data)]:
                 self._on_pattern_message(channel, data)
             case [b"subscribe" | b"psubscribe", bytes(channel), _]:
                 self._confirm(channel)
+            case hiredis.ReplyError():
+                raise RedisError(f"Redis refuses: {answer}")
             case _:  # pongs, and confirmations of UNSUBSCRIBE
                 pass
 

@@ -132,6 +132,13 @@ class History:
         except (RedisError, OSError):
             return None
 
+    async def last_ids(self, job_ids: Sequence[int]) -> dict[int, EventId]:
+        """By job, the newest id of its stream; without those that have none, and without all when Redis is away."""
+        try:
+            return await self._reader.last_ids(job_ids)
+        except (RedisError, OSError):
+            return {}
+
     async def state(self, job_id: int, record: TrainingJob | None = None) -> tuple[Progress, bytes] | None:
         """The job's state now with the bytes of its message: the newer of Redis' and the record's. None: neither."""
         both = (await self._published(job_id), await self._recorded(job_id, record))

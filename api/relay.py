@@ -1,6 +1,7 @@
 """Turns event logs into messages for subscribers: one Redis subscription per process, fanned out to all of them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -8,6 +9,7 @@ import redis.asyncio
 import structlog
 
 from api import tasks
+from api.burst import heard
 from api.channels import Channels
 from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
 from api.delivery import Delivery
@@ -23,7 +25,7 @@ from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
 from epochcast.jobs import TrainingJob
 from shared.database import DatabaseUnavailable
-from shared.event_log import FEED_PATTERN, Entry, entry_of_feed, job_of_feed
+from shared.event_log import FEED_PATTERN, job_of_feed
 from shared.queries import Queries
 from shared.settings import Settings
 from shared.store import Store
@@ -51,14 +53,16 @@ class Relay:
         self._queries = queries
         self._history = History(client, store, queries)
         self._slots = Slots(client, self.limits)
+        self.channels = Channels(self.limits.linger_s)
         self._feed = Feed(
             settings.events_redis_url,
             self.limits,
-            on_message=self._dispatch,
+            on_message=self.channels.hear,
             on_pattern_message=self._dispatch_to_fleet,
             on_subscribed=self._read_again,
+            on_read=self.channels.flush,
         )
-        self.channels = Channels(self._feed, self.limits.linger_s)
+        self.channels.open(self._feed)
         self._fleet: set[FleetSubscriber] = set()
         self._peers: set[Peer] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,7 +103,7 @@ class Relay:
 
     async def follow(self, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
         """Sends a job's messages until they end."""
-        subscriber = Subscriber(record.job_id, Outbox(self.limits.queue_bytes, peer.end))
+        subscriber = Subscriber(record.job_id, Outbox(self.limits.queue_bytes, peer.end), peer.line)
         async with self.channels.attached(subscriber):
             return await Delivery(subscriber, self._history, peer.send).run(record, after)
 
@@ -114,28 +118,31 @@ class Relay:
         finally:
             self._fleet.discard(subscriber)
             if not self._fleet:
-                await self._feed.unsubscribe(_PATTERN)
+                self._feed.unsubscribe(_PATTERN)
+
+    def watch(self, peer: Peer) -> None:
+        """Checks the peer's time-outs until `forget`."""
+        self._peers.add(peer)
+
+    def forget(self, peer: Peer) -> None:
+        self._peers.discard(peer)
 
     @contextmanager
     def watched(self, peer: Peer) -> Iterator[None]:
         """Checks the peer's time-outs meanwhile."""
-        self._peers.add(peer)
+        self.watch(peer)
         try:
             yield
         finally:
-            self._peers.discard(peer)
+            self.forget(peer)
 
     # --- fan-out
 
-    def _dispatch(self, channel: bytes, data: bytes) -> None:
-        if self.channels.hears(job_of_feed(channel)) and (heard := _heard(channel, data)) is not None:
-            self.channels.publish(*heard)
-
     def _dispatch_to_fleet(self, channel: bytes, data: bytes) -> None:
-        if (heard := _heard(channel, data)) is not None:
-            job_id, entry, text = heard
+        job_id = job_of_feed(channel)
+        if (message := heard(job_id, data)) is not None:
             for subscriber in self._fleet:
-                subscriber.offer(job_id, entry, text)
+                subscriber.offer(job_id, *message)
 
     def _read_again(self, channel: bytes) -> None:
         """A subscription was confirmed: what was published before, was not heard."""
@@ -143,7 +150,7 @@ class Relay:
             for fleet_subscriber in self._fleet:
                 fleet_subscriber.fall_behind()
             return
-        self.channels.fall_behind(job_of_feed(channel))
+        self.channels.fall_behind(channel)
 
     # --- loops
 
@@ -151,9 +158,10 @@ class Relay:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
             try:
+                now = asyncio.get_running_loop().time(), time.time()
                 for peer in list(self._peers):
-                    peer.check()
-                await self.channels.drop_empty()
+                    peer.check(*now)
+                self.channels.drop_empty()
             except Exception:
                 # Without this loop no time-out would ever be seen again.
                 logger.exception("relay: a sweep failed")
@@ -182,13 +190,12 @@ class Relay:
         except DatabaseUnavailable as error:
             logger.warning("relay: SQL is away", error=str(error))
             record = {}
+        last = await self._history.last_ids([job_id for job_id in job_ids if self.channels.subscribers(job_id)])
         for job_id in job_ids:
             standing = record.get(job_id)
-            if self.channels.subscribers(job_id):
-                last = await self._history.last_id(job_id)
-                for subscriber in self.channels.subscribers(job_id):
-                    if _is_due(subscriber, standing, last):
-                        subscriber.fall_behind()
+            for subscriber in self.channels.subscribers(job_id):
+                if _is_due(subscriber, standing, last.get(job_id)):
+                    subscriber.fall_behind()
             follower = self.channels.follower(job_id)
             if follower is not None and follower.is_due(standing):
                 follower.fall_behind()
@@ -202,13 +209,3 @@ def _is_due(subscriber: Subscriber, standing: Standing | None, last: EventId | N
         return False
     # A live log that SQL is ahead of is about to be announced; an empty one (or Redis away) has only SQL.
     return standing.is_terminal or (last is None and standing.last > subscriber.cursor)
-
-
-def _heard(channel: bytes, data: bytes) -> tuple[int, Entry, str] | None:
-    """The job, its event and the event's text; None for what no event log publishes: who has the password can."""
-    try:
-        entry = entry_of_feed(data)
-        return job_of_feed(channel), entry, entry.payload.decode()
-    except ValueError:
-        logger.error("relay: an unreadable message was dropped", head=data[:40])
-        return None

@@ -41,6 +41,9 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 """
 )
 
+# Jobs refreshed in one go: one by one, redis-py's own calls were a fifth of an idle gateway's CPU (2026-11-24).
+_AT_ONCE = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -121,5 +124,9 @@ class Slots:
                 logger.info("slots: not refreshed", error=str(error))
 
     async def _refresh_all(self) -> None:
-        for job_id, members in list(self._held.items()):
-            await self._refresh(keys=[slots_key(job_id)], args=[self._limits.slot_s, *members])
+        held = [(job_id, list(members)) for job_id, members in self._held.items()]
+        for start in range(0, len(held), _AT_ONCE):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for job_id, members in held[start : start + _AT_ONCE]:
+                    await self._refresh(keys=[slots_key(job_id)], args=[self._limits.slot_s, *members], client=pipeline)
+                await pipeline.execute()

@@ -1,28 +1,24 @@
 """The sockets: `/ws` and `/stream` of a job, and the fleet's; what is checked in which order, and how they close."""
 
-import asyncio
 import re
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
-from api import tasks
+from api import sockets
 from api.auth import SCOPE_TO_READ, Authenticator, MissingToken, visible_to
 from api.closes import (
     AUTHENTICATION_REQUIRED,
-    INTERNAL_ERROR,
     INVALID_CURSOR,
     INVALID_TOKEN,
     JOB_NOT_FOUND,
-    TEXT_ONLY,
     TOKEN_EXPIRED,
     UNAVAILABLE,
     Close,
     Refused,
 )
+from api.conversation import Conversation, Work
 from api.peer import Peer
 from api.relay import Relay
 from epochcast.events import EventId
@@ -46,8 +42,8 @@ async def follow_fleet(websocket: WebSocket) -> None:
     except Refused as refused:
         await _close(websocket, refused.close)
         return
-    relay, peer = _relay(websocket), _peer(websocket, identity)
-    await _converse(websocket, relay, peer, relay.follow_fleet(peer, visible_to(identity)))
+    relay = _relay(websocket)
+    _converse(websocket, identity, lambda peer: relay.follow_fleet(peer, visible_to(identity)))
 
 
 # `:path`, so that a malformed id with slashes in it is answered like any other.
@@ -64,8 +60,8 @@ async def follow_job(websocket: WebSocket, job_id: str) -> None:
     except Refused as refused:
         await _close(websocket, refused.close)
         return
-    relay, peer = _relay(websocket), _peer(websocket, identity)
-    await _converse(websocket, relay, peer, _follow(relay, peer, record, after))
+    relay = _relay(websocket)
+    _converse(websocket, identity, lambda peer: _follow(relay, peer, record, after))
 
 
 async def _follow(relay: Relay, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
@@ -121,49 +117,9 @@ def _relay(websocket: WebSocket) -> Relay:
     return relay
 
 
-def _peer(websocket: WebSocket, identity: Identity) -> Peer:
-    async def send(_identifier: EventId, text: str) -> None:
-        await websocket.send_text(text)
-
-    return Peer(send, identity.expires_at, _relay(websocket).limits)
-
-
-async def _converse(websocket: WebSocket, relay: Relay, peer: Peer, work: Coroutine[Any, Any, Close]) -> None:
-    """Sends and listens until one of the two, or a time-out, ends the conversation."""
-    halves = [asyncio.create_task(_speak(peer, work)), asyncio.create_task(_listen(websocket, peer))]
-    try:
-        with relay.watched(peer):
-            close = await peer.ended()
-        for half in halves:
-            half.cancel()
-        # Before the wait below: giving the place back may take Redis a moment.
-        if close is not None:
-            await _close(websocket, close)
-    finally:
-        await tasks.end(halves)
-
-
-async def _speak(peer: Peer, work: Coroutine[Any, Any, Close]) -> None:
-    try:
-        peer.end(await work)
-    except Refused as refused:
-        peer.end(refused.close)
-    except WebSocketDisconnect:
-        peer.end(None)
-    except Exception:
-        logger.exception("a socket's messages broke off")
-        peer.end(INTERNAL_ERROR)
-
-
-async def _listen(websocket: WebSocket, peer: Peer) -> None:
-    while True:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            peer.end(None)
-            return
-        if message.get("bytes") is not None:
-            peer.end(TEXT_ONLY)
-        peer.heard()
+def _converse(websocket: WebSocket, identity: Identity, work: Work) -> None:
+    """From here on the socket lives without its route."""
+    Conversation(sockets.of(websocket.scope), _relay(websocket), identity.expires_at, work)
 
 
 async def _close(websocket: WebSocket, close: Close) -> None:

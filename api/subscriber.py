@@ -5,8 +5,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from api.burst import Burst
 from api.closes import SLOW_CONSUMER, Close, finished
 from api.history import just_before
+from api.peer import Line
 from epochcast.events import EventId
 from epochcast.jobs import Status
 from shared.event_log import Entry
@@ -30,6 +32,8 @@ class Outbox:
         self._frames: deque[Frame] = deque()
         self._waiting_bytes = 0
         self._changed = asyncio.Event()
+        self.is_idle = False
+        """Everything that was put has been written, and whoever writes waits for more."""
 
     def put(self, frame: Frame) -> None:
         # One message alone always fits, however long.
@@ -38,7 +42,7 @@ class Outbox:
             return
         self._frames.append(frame)
         self._waiting_bytes += len(frame.text)
-        self._changed.set()
+        self.wake()
 
     def take(self) -> Frame | None:
         """The oldest message, or None."""
@@ -49,10 +53,12 @@ class Outbox:
         return frame
 
     def wake(self) -> None:
+        self.is_idle = False
         self._changed.set()
 
     async def changed(self) -> None:
         """Until something was put or `wake` was called; what happened before the call counts."""
+        self.is_idle = not self._changed.is_set()
         await self._changed.wait()
         self._changed.clear()
 
@@ -60,19 +66,31 @@ class Outbox:
 class Subscriber:
     """Takes live events while it is level with the log; otherwise notes that there are some, and reads them itself.
 
-    `cursor` is the newest event that was sent or queued. Nothing here waits: `offer` is called by the relay for every
-    message of the job.
+    `cursor` is the newest event that was sent or queued. Nothing here waits: `offer` and `offer_burst` are called by
+    the relay for all that is published. `line`: where messages may be written past the queue; None: always through it.
     """
 
-    def __init__(self, job_id: int, outbox: Outbox) -> None:
+    def __init__(self, job_id: int, outbox: Outbox, line: Line | None = None) -> None:
         self.job_id = job_id
         self.outbox = outbox
+        self._line = line
         self.cursor = EventId(0, 0)
         self.is_behind = True
         self.has_missed = False
         """A live event passed by while it was behind, so that the log must be read once more."""
         self.is_beyond_end = False
         """Its cursor is later than anything that is known of the job."""
+
+    def offer_burst(self, burst: Burst, frames: bytes) -> None:
+        """Live events, written at once while nothing is before them and the peer drains."""
+        line = self._line
+        if self.outbox.is_idle and line is not None and line.drains and self.cursor == burst.prev:
+            self.cursor = burst.last
+            line.has_written = True
+            line.transport.write(frames)
+            return
+        for entry, text in burst.messages():
+            self.offer(entry, text)
 
     def offer(self, entry: Entry, text: str) -> None:
         """A live event."""

@@ -7,7 +7,7 @@ from importlib import metadata
 
 PACKAGES = (
     "torch", "numpy", "redis", "celery", "kombu", "sqlalchemy", "fastapi", "uvicorn", "websockets", "tensorboard",
-    "mlflow-skinny",
+    "mlflow-skinny", "picows", "uvloop", "hiredis",
 )  # fmt: skip
 
 

@@ -1,0 +1,108 @@
+"""Live events of one job that came in one read from Redis and go out in one write."""
+
+import struct
+from functools import lru_cache
+
+import structlog
+
+from epochcast.events import EventId
+from shared.event_log import Entry, entry_of_feed
+
+logger = structlog.get_logger(__name__)
+
+# Type, status and gap of an event that only follows the one before: it ends nothing, and nothing lacks before it.
+_PLAIN = (b"progress running - ", b"log running - ")
+# An EventId without the call of its constructor.
+_NEW = tuple.__new__
+
+
+class Burst:
+    """Events that follow `prev` without a hole, in one generation, none of them the job's last."""
+
+    __slots__ = ("_feed", "_messages", "_parts", "last", "prev")
+
+    def __init__(self, prev: EventId) -> None:
+        self.prev = self.last = prev
+        self._parts: list[bytes] = []
+        self._feed: list[bytes] = []
+        self._messages: list[tuple[Entry, str]] = []
+
+    def add(self, last: EventId, data: bytes, payload: bytes) -> None:
+        self.last = last
+        self._feed.append(data)
+        self._parts.append(frame_head(len(payload)))
+        self._parts.append(payload)
+
+    def frames(self) -> bytes:
+        """All of them as WebSocket text frames, for all subscribers."""
+        return b"".join(self._parts)
+
+    def messages(self) -> list[tuple[Entry, str]]:
+        """One by one, for subscribers that can't take all at once."""
+        if not self._messages:
+            entries = [entry_of_feed(data) for data in self._feed]
+            self._messages = [(entry, entry.payload.decode()) for entry in entries]
+        return self._messages
+
+
+class Expected:
+    """What the next event of a job looks like in its feed, so that most are known without taking them apart.
+
+    Numbers inside a generation are contiguous, so after `2-46` comes `2-47 2-46 …`: one comparison of bytes says that
+    an event follows the last one, and an id is never parsed.
+    """
+
+    __slots__ = ("_head", "_next", "last")
+
+    def __init__(self, last: EventId) -> None:
+        self.follow(last)
+
+    def follow(self, last: EventId) -> None:
+        """From now on what comes after `last` is expected."""
+        self.last = last
+        self._next = b"%d-%d" % (last[0], last[1] + 1)
+        self._head = b"%b %d-%d " % (self._next, *last)
+
+    def payload(self, data: bytes) -> bytes | None:
+        """The payload of the event that was expected, which is then `last`; None for any other message."""
+        head = self._head
+        if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
+            return None
+        _, _, payload = data.partition(b"\n")
+        if not payload or not (payload.isascii() or is_text(payload)):
+            return None
+        # As `follow`, with what is there already: the id that was the next one is now the one before.
+        generation, seq = self.last
+        following = b"%d-%d" % (generation, seq + 2)
+        self.last = _NEW(EventId, (generation, seq + 1))
+        self._head, self._next = b"%b %b " % (following, self._next), following
+        return payload
+
+
+def is_text(payload: bytes) -> bool:
+    """Whether it is UTF-8."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def heard(job_id: int, data: bytes) -> tuple[Entry, str] | None:
+    """An event and its text; None for what no event log publishes: whoever has Redis' password can."""
+    try:
+        entry = entry_of_feed(data)
+        return entry, entry.payload.decode()
+    except ValueError:
+        logger.error("relay: an unreadable message was dropped", job_id=job_id, head=data[:40])
+        return None
+
+
+@lru_cache(maxsize=4096)
+def frame_head(length: int) -> bytes:
+    """The head of an unmasked text frame with `length` bytes (RFC 6455, section 5.2)."""
+    if length < 126:
+        return bytes((0x81, length))
+    if length < 65536:
+        return b"\x81\x7e" + struct.pack("!H", length)
+    return b"\x81\x7f" + struct.pack("!Q", length)
