@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 BENCH_STAMP := .venv/.set-up-bench
 
-JOBS ?= 2
+JOBS ?= 3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -38,7 +38,7 @@ demo: setup
 up: setup
 	@$(BIN)/epochcast up $(ARGS)
 
-# A file's tests run one after the other, two files at a time: much of a test is waiting for processes to start and end.
+# A file's tests run one after the other, three files at a time: much of a test is waiting for processes to start and end.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
