@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,21 +116,41 @@ def _candidates(root: Path, entrypoint: str) -> Iterator[str]:
 
 
 def _listed_by_git(root: Path) -> list[str] | None:
-    """What git tracks or would track; None outside a work tree, or without git."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """What git tracks or would track; None where there is neither a work tree nor a .gitignore. Raises UsageError."""
+    listed = _ls_files("-C", str(root))
+    if listed is not None or not any(Path(name).name == ".gitignore" for name in _walked(root)):
+        return listed
+    # No work tree, or one that git doesn't trust: it belongs to somebody else, as folders in containers do.
+    with tempfile.TemporaryDirectory(prefix="epochcast-git-") as own:
+        if _git("init", "--quiet", own) is not None:
+            listed = _ls_files("-C", str(root), f"--git-dir={own}/.git", f"--work-tree={root.resolve()}")
+    if listed is None:
+        raise UsageError(
+            f"{root} has a .gitignore, and git is needed to read it; install git, or name a folder without one with "
+            "--folder"
+        )
+    return listed
+
+
+def _ls_files(*options: str) -> list[str] | None:
+    listed = _git(*options, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return None if listed is None else [os.fsdecode(name) for name in listed.split(b"\0") if name]
+
+
+def _git(*arguments: str) -> bytes | None:
+    """What git says; None when it fails or isn't there."""
     try:
-        listed = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except OSError:
         return None
-    if listed.returncode != 0:
-        return None
-    return [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    return done.stdout if done.returncode == 0 else None
 
 
 def _walked(root: Path) -> set[str]:
     found: set[str] = set()
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        names += [name for name in folders if os.path.islink(os.path.join(folder, name))]
         found |= {(Path(folder) / name).relative_to(root).as_posix() for name in names}
         if len(found) > 10 * MAX_FILES:
             raise UsageError(

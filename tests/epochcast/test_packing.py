@@ -52,6 +52,19 @@ def test_in_git_what_it_ignores_stays_and_what_is_new_goes(tmp_path: Path) -> No
     assert (wider.entrypoint, "train.py" in paths(wider)) == ("scripts/run.py", True)
 
 
+def test_gitignore_counts_where_git_has_no_work_tree_it_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *SENT, "secret.env", "sub/big.bin")
+    (tmp_path / ".gitignore").write_text("*.env\n")
+    (tmp_path / "sub/.gitignore").write_text("*.bin\n")
+    sent = [".gitignore", *SENT[:2], "sub/.gitignore", "train.py"]
+    assert paths(choose(tmp_path / "train.py")) == sent
+    (tmp_path / ".git").write_text("gitdir: /nowhere\n")  # as where it refuses another user's folder
+    assert paths(choose(tmp_path / "train.py")) == sent
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match=r"\.gitignore, and git is needed to read it"):
+        choose(tmp_path / "train.py")
+
+
 def test_an_ignored_script_is_sent_all_the_same(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     make(tmp_path, "train.py")
@@ -63,10 +76,12 @@ def test_links_and_large_files_are_left_out_and_said(tmp_path: Path, monkeypatch
     monkeypatch.setattr(packing, "MAX_FILE_BYTES", 2**20)
     make(tmp_path, "train.py")
     (tmp_path / "link.py").symlink_to("/etc/passwd")
+    (tmp_path / "folder").symlink_to("/etc")
     (tmp_path / "large.bin").write_bytes(bytes(2**21))
     package = choose(tmp_path / "train.py")
     assert paths(package) == ["train.py"]
     assert dict(package.left_out) == {
+        "folder": "a symbolic link",
         "link.py": "a symbolic link",
         "large.bin": "2 MiB, over the limit of 1 MiB a file",
     }
