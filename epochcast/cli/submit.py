@@ -54,6 +54,12 @@ def submit(
     priority: Annotated[int | None, typer.Option(help="Higher goes first, -1000 to 1000 (default: 0).")] = None,
     max_restarts: Annotated[int | None, typer.Option(help="Further tries after a failure (default: 0).")] = None,
     max_runtime: Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after that long.")] = None,
+    stall_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="End it when it reports nothing for that long.")
+    ] = None,
+    fail_on_non_finite: Annotated[
+        bool, typer.Option("--fail-on-non-finite", help="End it when a loss becomes NaN or infinite.")
+    ] = False,
     on_oom: Annotated[
         str | None, typer.Option(metavar="fail|shrink", help="GPU memory used up: fail, or try smaller micro-batches.")
     ] = None,
@@ -87,6 +93,8 @@ def submit(
         "priority": priority,
         "max_restarts": max_restarts,
         "max_runtime_s": max_runtime,
+        "stall_timeout_s": stall_timeout,
+        "fail_on_non_finite": fail_on_non_finite or None,
         "on_oom": on_oom,
         "tags": tag,
     }

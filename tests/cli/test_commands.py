@@ -171,7 +171,7 @@ def test_an_empty_list_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> No
 def test_submit_sends_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-p", "lr=0.01", "-p", "dataset=digits", "-p", "layers=[1,2]", "-p", "note=NaN", "--epochs", "5"]
     more = ["--name", "x", "--priority", "3", "--gpus", "1", "--tag", "a", "--tag", "b", "--seed", "7"]
-    more += ["--on-oom", "shrink"]
+    more += ["--on-oom", "shrink", "--stall-timeout", "90", "--fail-on-non-finite"]
     with serving(lambda _: Answer(201, job("queued"))) as server:
         key = ["--idempotency-key", "k1"]
         assert run(["submit", "--recipe", "image-classifier", *options, *more, *key, "--url", server.url]) == 0
@@ -187,6 +187,8 @@ def test_submit_sends_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "tags": ["a", "b"],
         "seed": 7,
         "on_oom": "shrink",
+        "stall_timeout_s": 90,
+        "fail_on_non_finite": True,
     }
     assert "job 42" in capsys.readouterr().out
 
