@@ -36,6 +36,8 @@ logger = structlog.get_logger(__name__)
 TICK_S = 0.5
 DRAIN_AFTER_EXIT_S = 5.0
 STRAYS_GONE_S = 10.0
+# A rank that has failed takes the others along when it ends, and what it left running may keep it from that.
+FAILED_ENDS_WITHIN_S = 15.0
 # One a rank and some for helpers of the script; the rest of this process's descriptors are the platform's.
 MAX_CONNECTIONS = 256
 
@@ -71,6 +73,7 @@ class Supervisor:
         self._wake_lease = wake_lease
         self._selector = selectors.DefaultSelector()
         self._requests = requests
+        self._has_others = len(ranks) > 1 or spec.resources.nodes > 1
         self._outputs = [OutputFile(workspace.output(rank)) for rank in ranks]
         self._open_streams = {
             OutputStream(descriptor, rank, output)
@@ -205,6 +208,9 @@ class Supervisor:
         if self._agent_lost and self._tree.find_agent_again(0.0) and self._tree.agent.connection is not None:
             self._agent_lost = False
             self._watch(self._tree.agent.connection, self._hear_agent)
+        failed_at = self._conversation.failed_at
+        if self._kill_at is None and self._has_others and failed_at and now - failed_at > FAILED_ENDS_WITHIN_S:
+            self._kill_at = now
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_now()
         if self._tree.is_stuck:

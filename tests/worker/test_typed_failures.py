@@ -193,3 +193,18 @@ rank_zero() if os.environ["RANK"] == "0" else the_other()
             told[next(reversed(told))].append(line)
     assert any("in rank_zero" in line for line in told["rank 0"])
     assert any("in the_other" in line for line in told["rank 1"])
+
+
+def test_a_rank_that_has_failed_and_does_not_end_holds_up_the_others_for_a_moment(host: Host, tmp_path: Path) -> None:
+    script = b"""
+import os, threading, time
+if os.environ["RANK"] == "1":
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    raise ValueError("no such class")
+time.sleep(600)
+"""
+    content = keep(host, tmp_path / "code", {"train.py": script})
+    job_id = submit(host, content, resources={"procs_per_node": 2})
+    host.wait_ended(host.attempt(job_id), timeout_s=90)
+    failed = of(host.store.get(job_id))
+    assert (failed.type, failed.rank, failed.message) == ("user_error", 1, "ValueError: no such class")
