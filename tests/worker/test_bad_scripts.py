@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,8 @@ def test_output_without_end_neither_grows_the_supervisor_nor_hides_the_reports(h
     assert os.path.isdir(host.settings.work_dir)
 
 
-def test_a_flood_holds_up_no_other_job(host: Host) -> None:
+def test_a_flood_holds_up_no_other_job(make_host: Callable[..., Host]) -> None:
+    host = make_host(slots=2)
     flood = """
         import os
         line = b"".join(b"line %d\\n" % n for n in range(10_000))

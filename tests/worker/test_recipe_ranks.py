@@ -91,8 +91,10 @@ def told(recipe: str, hyperparameters: dict[str, Any], text: Path, **more: Any) 
 def train(folder: Path, ranks: int, told: dict[str, Any], kill_in: int = 0, limit: int = 10**9) -> Attempt:
     script = dedent(WATCHED).format(kill_in=kill_in, limit=limit)
     with listening(folder, **told) as attempt:
-        for code, output in ended(attempt, ranks, "-c", script):
-            assert code == (-9 if kill_in else 0), output
+        for code, output in (endings := ended(attempt, ranks, "-c", script)):
+            # One that is killed a moment before another one takes it along, out of its step.
+            assert code in ((-9, 1) if kill_in else (0,)), output
+        assert not kill_in or -9 in dict(endings)
         attempt.settle()  # what an ended rank said last may still be on its way
     return attempt
 
