@@ -4,7 +4,9 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,30 @@ def run(command: list[str | Path], code: str, folder: Path, suffix: str) -> "sub
     return subprocess.run([*command, script], capture_output=True, text=True, timeout=120, check=False)
 
 
+@contextmanager
+def held(platform: Platform) -> Iterator[Callable[[], None]]:
+    """Nothing that is submitted begins until a subscriber is there, or the block has ended: a job's start is quicker
+    than a snippet's. Yields what waits for the subscriber and then lets jobs begin."""
+    hosts = httpx2.get(f"{platform.url}/api/v1/hosts", headers=bearer(platform), timeout=30).json()["items"]
+
+    def turn(verb: str) -> None:
+        for host in hosts:
+            url = f"{platform.url}/api/v1/hosts/{host['name']}/{verb}"
+            assert httpx2.post(url, headers=bearer(platform), timeout=30).status_code == 200
+
+    def begin() -> None:
+        subscribed = "epochcast_ws_subscribers 1.0"
+        try:
+            wait_until(lambda: subscribed in httpx2.get(f"{platform.url}/metrics", timeout=30).text, "it", timeout_s=60)
+        finally:
+            turn("resume")
+
+    turn("drain")
+    beginning = threading.Thread(target=begin)
+    yield beginning.start
+    beginning.join()
+
+
 def node(code: str, folder: Path) -> str:
     """Runs a browser snippet under Node, which has the same `WebSocket` and `fetch`; returns what it logged."""
     done = run([NODE], code, folder, ".mjs")
@@ -56,8 +82,10 @@ def node(code: str, folder: Path) -> str:
 
 
 def test_the_python_client_follows_a_whole_job_to_a_clean_end(platform: Platform, tmp_path: Path) -> None:
-    job_id = submit(platform)
-    done = run([sys.executable], pointed_at(snippet("Python", "python"), platform.url, job_id), tmp_path, ".py")
+    with held(platform) as begin:
+        job_id = submit(platform)
+        begin()
+        done = run([sys.executable], pointed_at(snippet("Python", "python"), platform.url, job_id), tmp_path, ".py")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -68,8 +96,10 @@ def test_the_python_client_follows_a_whole_job_to_a_clean_end(platform: Platform
 
 
 def test_the_browser_snippet_sees_every_epoch_and_the_close(platform: Platform, tmp_path: Path) -> None:
-    job_id = submit(platform)
-    output = node(pointed_at(snippet("JavaScript", "javascript"), platform.url, job_id), tmp_path)
+    with held(platform) as begin:
+        job_id = submit(platform)
+        begin()
+        output = node(pointed_at(snippet("JavaScript", "javascript"), platform.url, job_id), tmp_path)
     assert output.startswith("Connected to training job stream\n")
     assert output.endswith("Connection closed\n")
     for epoch in range(1, EPOCHS + 1):
