@@ -84,7 +84,7 @@ class Attempt:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def finished(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
+def finished(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
     output, _ = process.communicate(timeout=timeout_s)
     return process.returncode, output
 

@@ -127,7 +127,7 @@ class Cluster:
             for host in Fleet(self.database).hosts()
             if host["status"] == "ready"
             and host["name"] in running
-            and any(instances[host["name"]].startswith(pid) for pid in of_process)
+            and any(instances.get(host["name"], "").startswith(pid) for pid in of_process)
         ]
 
     @property
