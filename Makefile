@@ -17,7 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo    train a real job and watch it, then clean up"
 	@echo "make up      start the platform and stay"
-	@echo "make test    every test that needs no GPU"
+	@echo "make test    every test that needs no GPU, but the faults"
+	@echo "make faults  kill, freeze and cut off whole clusters"
 	@echo "make soak    random faults for ten minutes, into docs/reliability.md"
 	@echo "make check   ruff, mypy --strict, import rules"
 	@echo "make bench   the benchmarks, into docs/benchmarks.md"

@@ -17,7 +17,7 @@ from epochcast.errors import UsageError
 from epochcast.events import Event, Log
 from epochcast.following import Message, OnNotice, Place, cursor, unnoticed
 from epochcast.handles import AsyncJob, AsyncModel, Job, Model, Submission, spec_of
-from epochcast.jobs import Status
+from epochcast.jobs import HOST_NAME, Status
 from epochcast.loop_thread import LoopThread
 from epochcast.packing import Package
 from epochcast.transport import Transport, understood
@@ -27,7 +27,6 @@ JOBS = "/training-jobs"
 PAGE = 200
 # The server unpacks and checks what it was sent before it answers.
 UPLOAD_S = 600.0
-HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 Script = str | Path | Package
 M = TypeVar("M", bound=Message)
 _EVENTS: TypeAdapter[list[Message]] = TypeAdapter(list[Event])

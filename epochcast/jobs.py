@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 MAX_JOB_ID = 2**63 - 1
+# What a host can be called.
+HOST_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Status(StrEnum):

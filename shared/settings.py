@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from epochcast.jobs import HOST_NAME
+
 Words = Annotated[tuple[str, ...], NoDecode]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -46,9 +48,7 @@ class Settings(BaseSettings):
     events_archive_mib: float = Field(default=64, gt=0)
     events_kept_per_job: int = Field(default=10_000, ge=100)
     events_kept_s: int = Field(default=604_800, ge=1)
-    host_name: str = Field(
-        default_factory=lambda: socket.gethostname().lower(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-    )
+    host_name: str = Field(default_factory=lambda: socket.gethostname().lower(), pattern=HOST_NAME)
     address: str | None = Field(default=None, pattern=r"^[^\s/]{1,255}$")
     slots: int | None = Field(default=None, ge=0, le=10_000)
 

@@ -104,17 +104,18 @@ class ForkServer:
         return launcher
 
     def _fork_spare(self) -> None:
-        # The next request is refused and says why, or forks for itself.
-        with contextlib.suppress(NotForkSafe, OSError):
+        try:
             check_fork_safe()
             launcher = fork_spare()
-            if isinstance(launcher, Spare):
-                self._spare = launcher
-            else:
-                self._wait(launcher)
+        except (NotForkSafe, OSError):
+            return  # the next request is refused and says why, or forks for itself
+        if isinstance(launcher, Spare):
+            self._spare = launcher
+        else:
+            self._wait(launcher)
 
     def _wait(self, launcher: Waiting) -> None:
-        """In the spare launcher, and in its trainer."""
+        """In the spare launcher, and in the trainer that it forks ahead; never returns."""
         try:
             self._control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -132,7 +133,7 @@ class ForkServer:
         if isinstance(trainer, Spare):
             self._launch(packet, descriptors, trainer)
         request = take_environment(packet)
-        order = Order.from_request(request, [-1, *descriptors])
+        order = Order.from_request(request, [-1, *descriptors])  # the lifeline is the launcher's alone
         enter(order, 0, order.streams[0])
         self._become(order)
 
@@ -147,10 +148,10 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             request = take_environment(packet)
 
-            def first(streams: tuple[int, int]) -> int:
+            def take_spare(streams: tuple[int, int]) -> int:
                 return trainer.pid if trainer is not None and trainer.take(packet, streams) else 0
 
-            code = launch(Order.from_request(request, descriptors), self._become, first)
+            code = launch(Order.from_request(request, descriptors), self._become, take_spare)
         except BecomeTrainer:
             raise
         except BaseException as error:

@@ -58,7 +58,7 @@ class Order:
 
 Become: TypeAlias = Callable[[Order], None]
 # Has a trainer that waits take the streams (stdout, stderr), and says its pid; 0: there is none.
-First: TypeAlias = Callable[[tuple[int, int]], int]
+TakeSpare: TypeAlias = Callable[[tuple[int, int]], int]
 
 
 class Launcher:
@@ -79,14 +79,14 @@ class Launcher:
         self._asked_to_stop = False
         self._cut: str | None = None
 
-    def run(self, order: Order, become: Become, first: First | None = None) -> int:
+    def run(self, order: Order, become: Become, take_spare: TakeSpare | None = None) -> int:
         """`become`: what a forked trainer does; it never returns."""
         adopt_orphans()
         if self._is_orphaned():  # the supervisor gave up on this start, and may have given its job back
             return 1
         for local, streams in enumerate(order.streams):
             rank = order.first_rank + local
-            pid = first(streams) if first is not None and local == 0 else 0
+            pid = take_spare(streams) if take_spare is not None and local == 0 else 0
             self._trainers[pid or _start(order, become, local, streams, self._lifeline)] = rank
         for descriptor in (end for streams in order.streams for end in streams):
             os.close(descriptor)
@@ -251,7 +251,7 @@ def _prefer_as_oom_victim() -> None:
         file.write("500")
 
 
-def launch(order: Order, become: Become, first: First | None = None) -> int:
+def launch(order: Order, become: Become, take_spare: TakeSpare | None = None) -> int:
     """In a process of its own, to the end of what it starts."""
     name_process("ec-launcher")
     # A terminal's Ctrl-C or a group's SIGTERM is for the worker to answer; this process ends with its lifeline.
@@ -260,7 +260,7 @@ def launch(order: Order, become: Become, first: First | None = None) -> int:
     os.setsid()
     lifeline = socket.socket(fileno=order.lifeline)
     os.set_inheritable(order.lifeline, False)
-    return Launcher(lifeline, order.licence).run(order, become, first)
+    return Launcher(lifeline, order.licence).run(order, become, take_spare)
 
 
 def main(arguments: list[str]) -> int:

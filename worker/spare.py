@@ -10,7 +10,7 @@ BEGINS_WITHIN_S = 1.0
 
 
 class Spare:
-    """The parent's hold on one that waits. It ends when this is closed, and so when the parent ends."""
+    """The parent's hold on one that waits, and that ends when the parent does."""
 
     def __init__(self, pid: int, orders: socket.socket) -> None:
         self.pid = pid
@@ -28,9 +28,6 @@ class Spare:
                 return False
             except OSError:
                 return False
-
-    def close(self) -> None:
-        self._orders.close()
 
 
 class Waiting:

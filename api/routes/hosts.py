@@ -8,11 +8,11 @@ from pydantic import BaseModel
 
 from api.auth import HostAdmin, Reader
 from api.gateway import Gateway, Here
-from epochcast.jobs import utc_seconds
+from epochcast.jobs import HOST_NAME, utc_seconds
 
 router = APIRouter(prefix="/hosts", tags=["hosts"])
 
-Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, Path(pattern=HOST_NAME)]
 
 
 class HostList(BaseModel):
