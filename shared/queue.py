@@ -51,6 +51,12 @@ class Waiting:
     wanted: Wanted | Refused
 
 
+def complaint_of(error: ValidationError, *within: str) -> str:
+    """Names the fields of a spec that are refused; `within`: where in the spec the one that was read stands."""
+    fields = sorted({".".join(map(str, (*within, *problem["loc"]))) for problem in error.errors()})
+    return f"its spec is refused ({', '.join(fields)})"
+
+
 def waiting(connection: sa.Connection, now: float, limit: int = LONGEST) -> list[Waiting]:
     """Best first: priority, then age."""
     # Of the spec only what placing needs: ten thousand whole ones would take longer to read than to place.
@@ -100,7 +106,6 @@ def _wanted(resources: Any, bound: Any) -> Wanted | Refused:
         found = Resources.model_validate({} if resources is None else orjson.loads(resources))
         return Wanted(found, None if bound is None else float(bound))
     except ValidationError as error:
-        fields = sorted({".".join(map(str, ("resources", *problem["loc"]))) for problem in error.errors()})
-        return Refused(f"its spec is refused ({', '.join(fields)})")
+        return Refused(complaint_of(error, "resources"))
     except (ValueError, TypeError) as error:
         return Refused(f"its spec is refused ({error})"[:500])

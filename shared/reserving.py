@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from epochcast.jobs import Status, TrainingJobSpec
 from shared.database import is_outage
 from shared.deciding import Decided
-from shared.queue import Waiting
+from shared.queue import Waiting, complaint_of
 from shared.seats import Seat
 from shared.tables import gpus, jobs, placements
 
@@ -82,8 +82,7 @@ def _is_fit(connection: sa.Connection, row: Any, by_id: dict[int, Placing]) -> b
     try:
         TrainingJobSpec.model_validate(row.spec)
     except ValidationError as error:
-        fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors()})
-        _refuse(connection, by_id[row.id][0], f"can't be placed: its spec is refused ({', '.join(fields)})")
+        _refuse(connection, by_id[row.id][0], f"can't be placed: {complaint_of(error)}")
         return False
     return True
 

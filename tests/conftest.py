@@ -78,12 +78,6 @@ def redis_url(redis_server: RedisServer) -> Iterator[str]:
     yield from _emptied(redis_server)
 
 
-@pytest.fixture
-def redis_62_url(redis_62: RedisServer) -> Iterator[str]:
-    """An empty Redis 6.2."""
-    yield from _emptied(redis_62)
-
-
 @pytest.fixture(params=["redis62", "newest"])
 def any_redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on the oldest supported Redis and on the newest."""
