@@ -10,6 +10,7 @@ import pytest
 
 from tests.listening import Attempt, listening
 from tests.waiting import wait_until
+from worker.process_tree import descendants, send
 from worker.stacks import Stacks, collect
 
 SCRIPT = """
@@ -34,9 +35,7 @@ def silent(tmp_path: Path, code: str, look: Callable[[list[Stacks], int], bool],
 
             return wait_until(seen, "the stacks", timeout_s=30)
         finally:
-            process.send_signal(signal.SIGCONT)
-            for pid in {process.pid, *(pid for one in collect(os.getpid(), attempt.folder) for pid in one.pids)}:
-                _kill(pid)
+            kill_tree(process.pid)
             process.communicate()
 
 
@@ -44,11 +43,10 @@ def _is_of(stacks: Stacks, trainer: int, attempt: Attempt) -> bool:
     return trainer in stacks.pids or stacks.rank is not None or "sleep 600" in stacks.what
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def kill_tree(root: int) -> None:
+    """Nothing beside it: the session's own servers are below this process too."""
+    for pid in [root, *descendants(root)]:
+        send(pid, signal.SIGKILL)
 
 
 def text(stacks: list[Stacks]) -> str:
