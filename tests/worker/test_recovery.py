@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -53,8 +54,14 @@ def wait_checkpoint(host: Host, job_id: int) -> None:
 def freeze_between_writes(host: Host, process: "subprocess.Popen[bytes]") -> None:
     """SQLite has one write lock, and a process frozen with it locks everybody out: here it must be frozen without."""
 
+    def has_stopped() -> bool:
+        """A thread that is inside a system call ends it first, and that call may take the lock."""
+        states = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+        return all("State:\tT (stopped)" in state for state in states)
+
     def is_free() -> bool:
         process.send_signal(signal.SIGSTOP)
+        wait_until(has_stopped, "the freezing of every thread")
         database = Database(host.settings.database_url.get_secret_value(), patience_s=0.3)
         try:
             with database.write():
@@ -83,7 +90,7 @@ def test_a_killed_supervisor_takes_its_tree_along_and_the_next_attempt_resumes(h
     killed_at = time.monotonic()
     wait_until(lambda: not alive(tree), "the end of the whole tree", timeout_s=2)
     # The dispatcher (in the agent) takes the job back once the lease has run out, and places it again.
-    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=40)
+    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, f"the requeue\n{host.output}", timeout_s=40)
     assert time.monotonic() - killed_at > host.settings.lease_s - host.settings.heartbeat_s - 1
     host.wait_placed(job_id)
     host.wait_ended(host.attempt(job_id, SLOW))
@@ -104,7 +111,7 @@ def test_a_supervisor_frozen_past_its_lease_writes_nothing_when_it_wakes(hasty_h
     freeze_between_writes(host, frozen)
     wait_until(lambda: not alive(tree), "the tree's end by its licence", timeout_s=host.settings.licence_s + 3)
     assert host.store.get(job_id).status is Status.RUNNING, "the trainer ended before the lease did"
-    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, "the requeue", timeout_s=40)
+    wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, f"the requeue\n{host.output}", timeout_s=40)
     generation = host.store.get(job_id).generation
     host.wait_placed(job_id)
     second = host.attempt(job_id, SLOW)
