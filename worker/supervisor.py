@@ -75,11 +75,11 @@ class Supervisor:
         self._requests = requests
         self._has_others = len(ranks) > 1 or spec.resources.nodes > 1
         self._outputs = [OutputFile(workspace.output(rank)) for rank in ranks]
-        self._open_streams = {
-            OutputStream(descriptor, rank, output)
-            for rank, output, ends in zip(ranks, self._outputs, tree.streams, strict=True)
-            for descriptor in ends
-        }
+        self._open_streams: set[OutputStream] = set()
+        self._stderr: dict[int, OutputStream] = {}
+        for rank, output, ends in zip(ranks, self._outputs, tree.streams, strict=True):
+            stdout, self._stderr[rank] = (OutputStream(descriptor, rank, output) for descriptor in ends)
+            self._open_streams |= {stdout, self._stderr[rank]}
         self._connections: set[socket.socket] = set()
         self._conversation = Conversation(spec, workspace.out, narrator, uploader, shards, self._end)
         self._on_cut = on_cut
@@ -269,11 +269,13 @@ class Supervisor:
         job = self._narrator.state.job
         exit_error = None
         if code != 0:
+            stderr = self._stderr.get(self._tree.exit_rank)
             exit_error = from_exit(
                 code if code is not None else -signal.SIGKILL,
                 kernel_killed=code in (-signal.SIGKILL, None) and self._oom_kills.has_killed(self._tree.trainers),
                 epoch=job.current_epoch or None,
                 rank=self._tree.exit_rank,
+                last_lines=tuple(stderr.last_lines) if stderr is not None else (),
             )
         return Ending(
             exit_code=code,
