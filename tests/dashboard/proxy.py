@@ -17,6 +17,8 @@ class CuttableProxy:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._is_cut = False
+        self._flows = threading.Event()
+        self._flows.set()
         self._accepting = threading.Thread(target=self._accept, name="proxy")
         self.url = f"http://localhost:{self._listener.getsockname()[1]}"
 
@@ -26,9 +28,14 @@ class CuttableProxy:
             for one in self._open:
                 _shut(one)
 
+    def swallow(self) -> None:
+        """From here on nothing gets through and nothing is closed, as when a cable is pulled; new connections wait."""
+        self._flows.clear()
+
     def mend(self) -> None:
         with self._lock:
             self._is_cut = False
+        self._flows.set()
 
     def __enter__(self) -> Self:
         self._accepting.start()
@@ -38,6 +45,7 @@ class CuttableProxy:
         _shut(self._listener)
         self._listener.close()
         self._accepting.join(10)
+        self._flows.set()
         self.cut()
 
     def _accept(self) -> None:
@@ -59,6 +67,7 @@ class CuttableProxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65536):
+                self._flows.wait()
                 sink.sendall(data)
         except OSError:
             pass  # cut, or the other side has gone

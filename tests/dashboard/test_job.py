@@ -101,6 +101,29 @@ def test_a_network_that_goes_and_comes_back_leaves_no_hole_in_the_curve(
         dashboard.shows_epochs(epoch_of(client, job_id))
 
 
+def test_a_connection_that_is_dead_without_a_word_is_found_out_and_replaced(
+    running: Platform, new_context: NewContext, client: httpx2.Client
+) -> None:
+    job_id = submit(client, total_epochs=1_000_000)
+    with CuttableProxy(running.url) as proxy:
+        page = new_context().new_page()
+        page.clock.install()
+        dashboard = Dashboard.open(page, proxy.url, running.token)
+        dashboard.go(f"/jobs/{job_id}")
+        live = dashboard.page.locator("main [data-phase='live']")
+        expect(live).to_be_visible()
+        proxy.swallow()
+        # After 20 s of silence the page asks by HTTP, and after 5 s more without an answer it knows.
+        page.clock.fast_forward(21_000)
+        expect(live).to_have_count(0)
+        proxy.mend()
+        expect(live).to_be_visible()
+        client.post(f"/training-jobs/{job_id}/stop")
+        expect(dashboard.page.locator("main [data-phase='ended']")).to_be_visible()
+        finished(client, job_id)
+        dashboard.shows_epochs(epoch_of(client, job_id))
+
+
 def epoch_of(client: httpx2.Client, job_id: int) -> int:
     return int(client.get(f"/training-jobs/{job_id}").json()["current_epoch"])
 

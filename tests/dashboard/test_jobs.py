@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from epochcast.jobs import Resources, TrainingJobSpec
+from shared import tokens
 from shared.database import Database
 from shared.settings import Settings
 from shared.store import Store
@@ -40,6 +41,17 @@ def test_without_a_token_the_page_asks_for_one_and_says_why_it_refuses(
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("Token")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new_context: NewContext) -> None:
+    secret = (running.data_dir / "secret").read_text().strip()
+    token = tokens.create("alice", ("jobs:read",), days=8 / 86_400, secret=secret)
+    page = new_context().new_page()
+    page.goto(f"{running.url}/#token={token}")
+    expect(page.get_by_role("alert")).to_contain_text("expired")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
 
 
 def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashboard, client: httpx2.Client) -> None:

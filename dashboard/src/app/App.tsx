@@ -3,7 +3,7 @@
 import { Component, lazy, type ReactNode, Suspense, useEffect, useMemo, useState } from 'react';
 import { JobsPage } from '../jobs/JobsPage.tsx';
 import { type Problem, Rest } from '../rest/Rest.ts';
-import { FleetStream } from '../stream/index.ts';
+import { FleetStream, wantsToken } from '../stream/index.ts';
 import { Notice } from '../ui/Notice.tsx';
 import { type Platform, PlatformContext } from './platform.tsx';
 import { Link, type Route, routeOf, usePath } from './router.tsx';
@@ -39,7 +39,19 @@ export function App({ firstToken }: { firstToken: string | null }) {
     const refused = (problem: Problem) => setRefusal(problem.code === 'authentication_required' ? '' : problem.message);
     return { rest: new Rest(token, refused), token, who: whoIs(token), fleet: new FleetStream({ token }) };
   }, [token]);
-  useEffect(() => () => platform.fleet.close(), [platform]);
+  useEffect(() => {
+    const { fleet } = platform;
+    const leave = fleet.subscribe(() => {
+      const { phase, close } = fleet.connection;
+      if (phase === 'refused' && close && wantsToken(close)) {
+        setRefusal((known) => known ?? (close.reason === 'authentication required' ? '' : `${close.reason}; sign in again`));
+      }
+    });
+    return () => {
+      leave();
+      fleet.close();
+    };
+  }, [platform]);
 
   if (refusal !== null) return <SignIn reason={refusal} onToken={signIn} />;
   return (
