@@ -24,7 +24,7 @@ help:
 	@echo "make test    every test that needs no GPU"
 	@echo "make faults  of these, those that kill, freeze and cut off whole clusters"
 	@echo "make soak    random faults for ten minutes, into docs/reliability.md"
-	@echo "make check   ruff, mypy --strict, import rules, the dashboard's types"
+	@echo "make check   ruff, mypy --strict, import rules, the dashboard's types and format"
 	@echo "make bench   the benchmarks, into docs/benchmarks.md"
 	@echo "make setup   only .venv with everything pinned, and the dashboard (the others do it too)"
 

@@ -4,17 +4,43 @@ import { apply, MAX_LINES, unknownJob } from '../src/stream/jobState.ts';
 import type { Message } from '../src/stream/messages.ts';
 
 const common = {
-  job_id: 1, status: 'running' as const, progress: 0, current_epoch: 0, total_epochs: 4, timestamp: '2026-11-24T10:00:00Z',
+  job_id: 1,
+  status: 'running' as const,
+  progress: 0,
+  current_epoch: 0,
+  total_epochs: 4,
+  timestamp: '2026-11-24T10:00:00Z',
 };
 const JOB_ERROR = {
-  type: 'user_error', message: 'broken', detail: null, retryable: true, rank: null, host: null, gpu: null, epoch: null,
-  step: null, exit_code: 1, signal: null, memory: null, verdict: null, traceback: null,
+  type: 'user_error',
+  message: 'broken',
+  detail: null,
+  retryable: true,
+  rank: null,
+  host: null,
+  gpu: null,
+  epoch: null,
+  step: null,
+  exit_code: 1,
+  signal: null,
+  memory: null,
+  verdict: null,
+  traceback: null,
 };
 
 function epoch(id: string, number: number, loss: number | null, more: object = {}): Message {
   return {
-    ...common, type: 'progress', id, current_epoch: number, progress: number / 4, current_loss: loss,
-    metrics: { train_loss: loss }, eta_s: 1, attempt: 1, stop_requested: false, ...more,
+    ...common,
+    type: 'progress',
+    id,
+    current_epoch: number,
+    progress: number / 4,
+    current_loss: loss,
+    metrics: { train_loss: loss },
+    eta_s: 1,
+    attempt: 1,
+    stop_requested: false,
+    ...more,
   };
 }
 
@@ -23,14 +49,29 @@ function line(id: string, message = id): Message {
 }
 
 const complete: Message = {
-  ...common, type: 'complete', id: '2-9', status: 'succeeded', progress: 1, model_id: 7,
-  final_metrics: { train_loss: 0.1 }, duration_s: 3,
+  ...common,
+  type: 'complete',
+  id: '2-9',
+  status: 'succeeded',
+  progress: 1,
+  model_id: 7,
+  final_metrics: { train_loss: 0.1 },
+  duration_s: 3,
 };
 
 test('epochs and lines are gathered in their order', () => {
   const state = apply(unknownJob(1), [epoch('2-1', 1, 0.9), line('2-2'), epoch('2-3', 2, 0.5)]);
-  assert.deepEqual(state.epochs.map((one) => [one.epoch, one.metrics.train_loss]), [[1, 0.9], [2, 0.5]]);
-  assert.deepEqual(state.lines.map((one) => one.id), ['2-2']);
+  assert.deepEqual(
+    state.epochs.map((one) => [one.epoch, one.metrics.train_loss]),
+    [
+      [1, 0.9],
+      [2, 0.5],
+    ],
+  );
+  assert.deepEqual(
+    state.lines.map((one) => one.id),
+    ['2-2'],
+  );
   assert.equal(state.currentLoss, 0.5);
   assert.equal(state.lastId, '2-3');
 });
@@ -43,7 +84,10 @@ test('a message that comes twice, or late, changes nothing', () => {
 test('one at a time gives the same as all at once', () => {
   const messages = [epoch('2-1', 1, 1), line('2-2'), epoch('2-3', 2, 0.5), epoch('4-1', 2, 0.4), complete];
   const whole = apply(unknownJob(1), messages);
-  assert.deepEqual(messages.reduce((state, message) => apply(state, [message]), unknownJob(1)), whole);
+  assert.deepEqual(
+    messages.reduce((state, message) => apply(state, [message]), unknownJob(1)),
+    whole,
+  );
 });
 
 test('the given state is never touched', () => {
@@ -54,9 +98,21 @@ test('the given state is never touched', () => {
 });
 
 test('an epoch that a resumed attempt repeats has its newest values', () => {
-  const messages = [epoch('2-1', 1, 0.9), epoch('2-2', 2, 0.8), epoch('2-3', 3, 0.7), epoch('4-1', 2, 0.5, { attempt: 2 })];
+  const messages = [
+    epoch('2-1', 1, 0.9),
+    epoch('2-2', 2, 0.8),
+    epoch('2-3', 3, 0.7),
+    epoch('4-1', 2, 0.5, { attempt: 2 }),
+  ];
   const { epochs } = apply(unknownJob(1), messages);
-  assert.deepEqual(epochs.map((one) => [one.epoch, one.metrics.train_loss, one.attempt]), [[1, 0.9, 1], [2, 0.5, 2], [3, 0.7, 1]]);
+  assert.deepEqual(
+    epochs.map((one) => [one.epoch, one.metrics.train_loss, one.attempt]),
+    [
+      [1, 0.9, 1],
+      [2, 0.5, 2],
+      [3, 0.7, 1],
+    ],
+  );
 });
 
 test('a completed job has its model, and its last epoch stays', () => {
@@ -68,7 +124,14 @@ test('a completed job has its model, and its last epoch stays', () => {
 });
 
 test('a restarted job has neither the end nor the error of its earlier run', () => {
-  const failed: Message = { ...common, type: 'error', id: '2-5', status: 'failed', error_message: 'broken', error: JOB_ERROR };
+  const failed: Message = {
+    ...common,
+    type: 'error',
+    id: '2-5',
+    status: 'failed',
+    error_message: 'broken',
+    error: JOB_ERROR,
+  };
   const ended = apply(unknownJob(1), [failed]);
   assert.equal(ended.errorMessage, 'broken');
   const again = apply(ended, [epoch('3-1', 0, null, { status: 'queued' })]);

@@ -52,12 +52,27 @@ test('the wait is anything up to a ceiling that doubles and has a cap', () => {
 
 test('the fleet has the newest message of each job and no lines', () => {
   const message = (job_id: number, id: string, type = 'progress') => ({ type, job_id, id }) as Message;
-  const state = applyFleet(new Map(), [message(1, '2-1'), message(2, '2-1'), message(1, '2-3'), message(1, '2-2'), message(1, '2-9', 'log')]);
-  assert.deepEqual([...state].map(([job, { id }]) => [job, id]), [[1, '2-3'], [2, '2-1']]);
+  const state = applyFleet(new Map(), [
+    message(1, '2-1'),
+    message(2, '2-1'),
+    message(1, '2-3'),
+    message(1, '2-2'),
+    message(1, '2-9', 'log'),
+  ]);
+  assert.deepEqual(
+    [...state].map(([job, { id }]) => [job, id]),
+    [
+      [1, '2-3'],
+      [2, '2-1'],
+    ],
+  );
   assert.equal(applyFleet(state, [message(1, '2-1')]), state);
 });
 
 test('a cursor goes into the address, a token never', () => {
-  assert.equal(socketUrl('https://host:1/', '/training-jobs/4/ws', '2-46'), 'wss://host:1/api/v1/training-jobs/4/ws?after=2-46');
+  assert.equal(
+    socketUrl('https://host:1/', '/training-jobs/4/ws', '2-46'),
+    'wss://host:1/api/v1/training-jobs/4/ws?after=2-46',
+  );
   assert.equal(socketUrl('http://host', '/training-jobs/ws'), 'ws://host/api/v1/training-jobs/ws');
 });

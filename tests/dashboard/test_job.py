@@ -161,6 +161,16 @@ def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(sqlite_settings: Setti
     database.close()
 
 
+def test_a_job_opened_in_a_tab_behind_is_there_when_one_looks(
+    running: Platform, new_context: NewContext, client: httpx2.Client
+) -> None:
+    job_id = submit(client, total_epochs=2)
+    page = new_context().new_page()
+    page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => true })")
+    Dashboard.open(page, running.url, running.token).go(f"/jobs/{job_id}")
+    expect(page.get_by_test_id("progress")).to_have_text("100 %")
+
+
 def test_a_job_that_is_not_there_says_so(dashboard: Dashboard) -> None:
     dashboard.go("/jobs/999999")
     expect(dashboard.page.get_by_role("heading", name="There is no job 999999")).to_be_visible()

@@ -92,18 +92,6 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_a_host_is_drained_after_a_question_and_resumed(dashboard: Dashboard, client: httpx2.Client) -> None:
-    dashboard.go("/fleet")
-    host = dashboard.page.get_by_role("article")
-    expect(host.locator(".status")).to_have_text("ready")
-    host.get_by_role("button", name="Drain").click()
-    dashboard.button("Drain the host").click()
-    expect(host.locator(".status")).to_have_text("draining")
-    assert client.get("/hosts").json()["items"][0]["status"] == "draining"
-    host.get_by_role("button", name="Resume").click()
-    expect(host.locator(".status")).to_have_text("ready")
-
-
 def test_a_model_shows_where_it_comes_from(
     dashboard: Dashboard, client: httpx2.Client, two_jobs: tuple[int, int], tmp_path: Path
 ) -> None:

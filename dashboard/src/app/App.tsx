@@ -44,7 +44,9 @@ export function App({ firstToken }: { firstToken: string | null }) {
     const leave = fleet.subscribe(() => {
       const { phase, close } = fleet.connection;
       if (phase === 'refused' && close && wantsToken(close)) {
-        setRefusal((known) => known ?? (close.reason === 'authentication required' ? '' : `${close.reason}; sign in again`));
+        setRefusal(
+          (known) => known ?? (close.reason === 'authentication required' ? '' : `${close.reason}; sign in again`),
+        );
       }
     });
     return () => {
@@ -89,7 +91,11 @@ function pageOf(route: Route): ReactNode {
     case 'model':
       return <ModelPage modelId={route.id} />;
     case 'nowhere':
-      return <Notice title="There is no such page">The address is wrong. <Link href="/">All jobs</Link></Notice>;
+      return (
+        <Notice title="There is no such page">
+          The address is wrong. <Link href="/">All jobs</Link>
+        </Notice>
+      );
   }
 }
 
@@ -106,7 +112,10 @@ class Barrier extends Component<{ children: ReactNode }, { error: Error | null }
     if (!error) return this.props.children;
     return (
       <Notice kind="bad" title="This page could not be shown">
-        {error.message} <button type="button" onClick={() => location.reload()}>Load it again</button>
+        {error.message}{' '}
+        <button type="button" onClick={() => location.reload()}>
+          Load it again
+        </button>
       </Notice>
     );
   }

@@ -30,11 +30,21 @@ export function Shell({ children, onSignOut }: { children: ReactNode; onSignOut:
 
   return (
     <>
-      <a className="skip" href="#main" onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>
+      <a
+        className="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault();
+          main.current?.focus();
+        }}
+      >
         Skip to the content
       </a>
       <header className="top">
-        <Link className="brand" href="/"><span className="mark" aria-hidden="true" />epochcast</Link>
+        <Link className="brand" href="/">
+          <span className="mark" aria-hidden="true" />
+          epochcast
+        </Link>
         <nav aria-label="Pages">
           {PLACES.map((place) => (
             <Link key={place.href} href={place.href} aria-current={place.page.includes(page) ? 'page' : undefined}>
@@ -45,11 +55,21 @@ export function Shell({ children, onSignOut }: { children: ReactNode; onSignOut:
         <div className="top-end">
           <ConnectionState connection={connection} what="Live updates" />
           <ThemeChoice />
-          {who && <span className="who" title={`Signed in as ${who.owner}`}>{who.owner}</span>}
-          {who && <button type="button" className="quiet" onClick={onSignOut}>Sign out</button>}
+          {who && (
+            <span className="who" title={`Signed in as ${who.owner}`}>
+              {who.owner}
+            </span>
+          )}
+          {who && (
+            <button type="button" className="quiet" onClick={onSignOut}>
+              Sign out
+            </button>
+          )}
         </div>
       </header>
-      <main id="main" ref={main} tabIndex={-1}>{children}</main>
+      <main id="main" ref={main} tabIndex={-1}>
+        {children}
+      </main>
     </>
   );
 }
@@ -61,7 +81,13 @@ function ThemeChoice() {
   const theme = useTheme();
   const label = `Colours: ${theme === 'system' ? 'as the system' : theme}; change to ${NEXT[theme]}`;
   return (
-    <button type="button" className="quiet icon" aria-label={label} title={label} onClick={() => applyTheme(NEXT[theme])}>
+    <button
+      type="button"
+      className="quiet icon"
+      aria-label={label}
+      title={label}
+      onClick={() => applyTheme(NEXT[theme])}
+    >
       <span aria-hidden="true">{SIGN[theme]}</span>
     </button>
   );

@@ -23,14 +23,31 @@ export function SignIn({ reason, onToken }: { reason: string; onToken: (token: s
 
   return (
     <main className="sign-in">
-      <h1><span className="mark" aria-hidden="true" />epochcast</h1>
+      <h1>
+        <span className="mark" aria-hidden="true" />
+        epochcast
+      </h1>
       <form onSubmit={submit}>
         <label>
           Token
-          <input name="token" type="password" autoComplete="off" spellCheck={false} required autoFocus aria-describedby="token-help" />
+          <input
+            name="token"
+            type="password"
+            autoComplete="off"
+            spellCheck={false}
+            required
+            autoFocus
+            aria-describedby="token-help"
+          />
         </label>
-        {problem && <p className="field-error" role="alert">{problem}</p>}
-        <button className="primary" disabled={busy}>{busy ? 'Checking …' : 'Sign in'}</button>
+        {problem && (
+          <p className="field-error" role="alert">
+            {problem}
+          </p>
+        )}
+        <button className="primary" disabled={busy}>
+          {busy ? 'Checking …' : 'Sign in'}
+        </button>
         <p id="token-help" className="soft">
           <code>epochcast up</code> prints a link that signs in by itself. Where the secret is,{' '}
           <code>epochcast token create</code> makes a token. It is kept for this tab only.

@@ -26,17 +26,25 @@ export default function ComparePage() {
 
   // Of running jobs the curves are read again at each epoch that the fleet tells of.
   const epochs = ids.map((id) => `${fleet.get(id)?.current_epoch ?? ''}${fleet.get(id)?.status ?? ''}`).join();
-  const jobs = useAnswer(`compare ${key}`, (signal) => Promise.all(ids.map((id) => rest.get<Job>(`/training-jobs/${id}`, signal))));
+  const jobs = useAnswer(`compare ${key}`, (signal) =>
+    Promise.all(ids.map((id) => rest.get<Job>(`/training-jobs/${id}`, signal))),
+  );
   const histories = useAnswer(`histories ${key} ${epochs}`, async (signal) => {
     if (ids.length === 0) return [];
     const query = ids.map((id) => `job_id=${id}`).join('&');
-    return (await rest.get<Items<{ job_id: number; metrics: History }>>(`/training-jobs/metrics?${query}&max_points=2000`, signal)).items;
+    return (
+      await rest.get<Items<{ job_id: number; metrics: History }>>(
+        `/training-jobs/metrics?${query}&max_points=2000`,
+        signal,
+      )
+    ).items;
   });
   const [last, setLast] = useState(histories.data);
   if (histories.data && histories.data !== last) setLast(histories.data);
 
   const compared = useMemo<readonly Compared[]>(
-    () => (jobs.data ?? []).map((job) => ({ job, history: last?.find((one) => one.job_id === job.job_id)?.metrics ?? {} })),
+    () =>
+      (jobs.data ?? []).map((job) => ({ job, history: last?.find((one) => one.job_id === job.job_id)?.metrics ?? {} })),
     [jobs.data, last],
   );
   const { x, charts } = useMemo(() => comparison(compared), [compared]);
@@ -48,12 +56,28 @@ export default function ComparePage() {
         <Chosen jobs={compared.map(({ job }) => withMessage(job, fleet.get(job.job_id)))} ids={ids} />
       </div>
       <Trouble error={jobs.error ?? histories.error} />
-      {ids.length === 0 && <Notice title="Nothing to compare yet">Tick jobs in <Link href="/">the list</Link>, or add their numbers above. The address of this page can be shared.</Notice>}
+      {ids.length === 0 && (
+        <Notice title="Nothing to compare yet">
+          Tick jobs in <Link href="/">the list</Link>, or add their numbers above. The address of this page can be
+          shared.
+        </Notice>
+      )}
       {x.length > 0 && (
         <section aria-label="Curves">
-          <div className="section-tools"><ViewControls view={view} onView={setView} /></div>
+          <div className="section-tools">
+            <ViewControls view={view} onView={setView} />
+          </div>
           <div className="charts">
-            {charts.map(({ title, curves }) => <Chart key={title} title={title} x={x} curves={curves} view={view} onRange={(range) => setView({ ...view, range })} />)}
+            {charts.map(({ title, curves }) => (
+              <Chart
+                key={title}
+                title={title}
+                x={x}
+                curves={curves}
+                view={view}
+                onRange={(range) => setView({ ...view, range })}
+              />
+            ))}
           </div>
         </section>
       )}
@@ -74,8 +98,18 @@ function Chosen({ jobs, ids }: { jobs: readonly Job[]; ids: readonly number[] })
     <div className="chosen">
       {jobs.map((job) => (
         <span key={job.job_id} className="chosen-job">
-          <Link href={`/jobs/${job.job_id}`}>#{job.job_id} {job.name}</Link> <JobStatus status={job.status} />
-          <button type="button" className="quiet icon" aria-label={`Remove job ${job.job_id}`} onClick={() => show(ids.filter((id) => id !== job.job_id))}>×</button>
+          <Link href={`/jobs/${job.job_id}`}>
+            #{job.job_id} {job.name}
+          </Link>{' '}
+          <JobStatus status={job.status} />
+          <button
+            type="button"
+            className="quiet icon"
+            aria-label={`Remove job ${job.job_id}`}
+            onClick={() => show(ids.filter((id) => id !== job.job_id))}
+          >
+            ×
+          </button>
         </span>
       ))}
       {ids.length < MOST && (

@@ -14,9 +14,16 @@ export function jobIds(text: string): readonly number[] {
 }
 
 /** One chart for each metric, one curve in it for each job that has it, over all their epochs. */
-export function comparison(compared: readonly Compared[]): { x: readonly number[]; charts: readonly { title: string; curves: readonly Curve[] }[] } {
-  const x = [...new Set(compared.flatMap(({ history }) => history.epoch ?? []))].filter((epoch) => epoch !== null).sort((a, b) => a - b);
-  const names = [...new Set(compared.flatMap(({ history }) => Object.keys(history)))].filter((name) => name !== 'epoch' && name !== 'step');
+export function comparison(compared: readonly Compared[]): {
+  x: readonly number[];
+  charts: readonly { title: string; curves: readonly Curve[] }[];
+} {
+  const x = [...new Set(compared.flatMap(({ history }) => history.epoch ?? []))]
+    .filter((epoch) => epoch !== null)
+    .sort((a, b) => a - b);
+  const names = [...new Set(compared.flatMap(({ history }) => Object.keys(history)))].filter(
+    (name) => name !== 'epoch' && name !== 'step',
+  );
   const charts = names.sort(byInterest).map((title) => ({
     title,
     curves: compared.flatMap(({ job, history }, at): Curve[] => {

@@ -50,7 +50,12 @@ export function Chart({ title, x, curves, marks = NO_MARKS, view, onRange }: Cha
   // What the chart's callbacks read, without building it again.
   const now = useRef({ onRange, marks });
   now.current = { onRange, marks };
-  const shape = JSON.stringify([curves.map((curve) => [curve.label, curve.colour]), view.isLog, view.smoothing > 0, isDark]);
+  const shape = JSON.stringify([
+    curves.map((curve) => [curve.label, curve.colour]),
+    view.isLog,
+    view.smoothing > 0,
+    isDark,
+  ]);
 
   useEffect(() => {
     const element = place.current!;

@@ -17,13 +17,28 @@ export function DataTable({ columns }: { columns: Columns }) {
         <div className="scroll-x" tabIndex={0} role="region" aria-label="Values of every epoch">
           <table className="plain">
             <thead>
-              <tr><th scope="col" className="num">epoch</th>{names.map((name) => <th key={name} scope="col" className="num">{name}</th>)}</tr>
+              <tr>
+                <th scope="col" className="num">
+                  epoch
+                </th>
+                {names.map((name) => (
+                  <th key={name} scope="col" className="num">
+                    {name}
+                  </th>
+                ))}
+              </tr>
             </thead>
             <tbody>
               {columns.x.slice(first).map((epoch, at) => (
                 <tr key={epoch}>
-                  <th scope="row" className="num">{epoch}</th>
-                  {names.map((name) => <td key={name} className="num">{number(columns.series[name]![first + at] ?? undefined)}</td>)}
+                  <th scope="row" className="num">
+                    {epoch}
+                  </th>
+                  {names.map((name) => (
+                    <td key={name} className="num">
+                      {number(columns.series[name]![first + at] ?? undefined)}
+                    </td>
+                  ))}
                 </tr>
               ))}
             </tbody>

@@ -8,18 +8,30 @@ export function ViewControls({ view, onView }: { view: View; onView: (view: View
   return (
     <div className="view-controls">
       <label className="check">
-        <input type="checkbox" checked={view.isLog} onChange={(event) => onView({ ...view, isLog: event.target.checked })} />
+        <input
+          type="checkbox"
+          checked={view.isLog}
+          onChange={(event) => onView({ ...view, isLog: event.target.checked })}
+        />
         Log scale
       </label>
       <label className="slider">
         Smoothing
         <input
-          type="range" min={0} max={0.98} step={0.02} value={view.smoothing}
+          type="range"
+          min={0}
+          max={0.98}
+          step={0.02}
+          value={view.smoothing}
           onChange={(event) => onView({ ...view, smoothing: Number(event.target.value) })}
         />
         <output className="num">{view.smoothing.toFixed(2)}</output>
       </label>
-      {view.range && <button type="button" className="quiet" onClick={() => onView({ ...view, range: null })}>Reset zoom</button>}
+      {view.range && (
+        <button type="button" className="quiet" onClick={() => onView({ ...view, range: null })}>
+          Reset zoom
+        </button>
+      )}
     </div>
   );
 }

@@ -22,7 +22,9 @@ export function options(wish: Wish): uPlot.Options {
   const line = wish.colours.getPropertyValue('--chart-line').trim();
   const font = '11px system-ui, sans-serif';
   const axis = { stroke: text, font, grid: { stroke: line, width: 1 }, ticks: { show: false } };
-  const pale = wish.isSmoothed ? wish.curves.map((curve) => ({ stroke: `${curve.colour}55`, width: 1, points: { show: false } })) : [];
+  const pale = wish.isSmoothed
+    ? wish.curves.map((curve) => ({ stroke: `${curve.colour}55`, width: 1, points: { show: false } }))
+    : [];
   return {
     width: wish.width,
     height: HEIGHT,
@@ -31,13 +33,23 @@ export function options(wish: Wish): uPlot.Options {
     cursor: { drag: { x: true, y: false }, points: { size: 6 }, sync: { key: 'epochs' } },
     scales: { x: { time: false }, y: wish.isLog ? { distr: 3 } : {} },
     axes: [
-      { ...axis, size: 28, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000, 1_000_000] },
+      {
+        ...axis,
+        size: 28,
+        space: 60,
+        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000, 1_000_000],
+      },
       { ...axis, size: 58, values: (_chart, splits) => splits.map((value) => (value === null ? '' : number(value))) },
     ],
     series: [
       {},
       ...pale,
-      ...wish.curves.map((curve) => ({ label: curve.label, stroke: curve.colour, width: 1.75, points: { size: 4, fill: curve.colour } })),
+      ...wish.curves.map((curve) => ({
+        label: curve.label,
+        stroke: curve.colour,
+        width: 1.75,
+        points: { size: 4, fill: curve.colour },
+      })),
     ],
     hooks: {
       setCursor: [(chart) => wish.onPointer(chart.cursor.idx ?? null)],

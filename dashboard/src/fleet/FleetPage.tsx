@@ -32,15 +32,31 @@ export default function FleetPage() {
         {data && <p className="soft summary">{summary(hosts)}</p>}
       </div>
       <Trouble error={refusal ?? error} />
-      {data && hosts.length === 0 && <Notice title="No host yet">Start a worker on a GPU host: <code>python -m worker</code></Notice>}
+      {data && hosts.length === 0 && (
+        <Notice title="No host yet">
+          Start a worker on a GPU host: <code>python -m worker</code>
+        </Notice>
+      )}
       {!data && !error && <p className="waiting">Loading …</p>}
       <div className="hosts">
         {hosts.map((host) => (
-          <HostCard key={host.name} host={host} mayDrain={mayDrain} onDrain={() => setDraining(host)} onResume={() => order(host, 'resume')} />
+          <HostCard
+            key={host.name}
+            host={host}
+            mayDrain={mayDrain}
+            onDrain={() => setDraining(host)}
+            onResume={() => order(host, 'resume')}
+          />
         ))}
       </div>
       {draining && (
-        <Dialog title={`Drain ${draining.name}?`} action="Drain the host" danger onAction={() => order(draining, 'drain')} onClose={() => setDraining(null)}>
+        <Dialog
+          title={`Drain ${draining.name}?`}
+          action="Drain the host"
+          danger
+          onAction={() => order(draining, 'drain')}
+          onClose={() => setDraining(null)}
+        >
           <p>It gets no new jobs. {runs(draining)}</p>
         </Dialog>
       )}
@@ -57,7 +73,10 @@ function summary(hosts: readonly Host[]): string {
   const ready = hosts.filter((host) => host.status === 'ready').length;
   const gpus = hosts.flatMap((host) => host.gpus);
   const held = gpus.filter((gpu) => gpu.job_id !== null).length;
-  const slots = hosts.reduce((sum, host) => ({ used: sum.used + host.slots.used, total: sum.total + host.slots.total }), { used: 0, total: 0 });
+  const slots = hosts.reduce(
+    (sum, host) => ({ used: sum.used + host.slots.used, total: sum.total + host.slots.total }),
+    { used: 0, total: 0 },
+  );
   const parts = [`${ready} of ${hosts.length} ${hosts.length === 1 ? 'host' : 'hosts'} ready`];
   if (gpus.length > 0) parts.push(`${held} of ${gpus.length} GPUs held`);
   return [...parts, `${slots.used} of ${slots.total} CPU slots used`].join(' · ');

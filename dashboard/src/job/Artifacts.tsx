@@ -33,25 +33,40 @@ export function Artifacts(props: { jobId: number; modelId: number | null; turn: 
       {modelId !== null && (
         <p className="model-line">
           <Link href={`/models/${modelId}`}>Model {modelId}</Link>
-          <button type="button" className="primary" onClick={() => fetchFile(`/models/${modelId}/file`, `model-${modelId}.safetensors`)}>Download model</button>
+          <button
+            type="button"
+            className="primary"
+            onClick={() => fetchFile(`/models/${modelId}/file`, `model-${modelId}.safetensors`)}
+          >
+            Download model
+          </button>
         </p>
       )}
       <ul className="files">
-        {last.filter((one) => one.kind !== 'model').map((one) => (
-          <li key={one.artifact_id}>
-            <span>
-              {KINDS[one.kind] ?? one.kind}
-              {one.epoch !== null && <span className="soft"> epoch {one.epoch}</span>}
-              {one.loss !== null && <span className="soft num"> · {number(one.loss)}</span>}
-            </span>
-            <button
-              type="button" className="link num" aria-label={`Download ${KINDS[one.kind] ?? one.kind} ${one.artifact_id}, ${bytes(one.bytes)}`}
-              onClick={() => fetchFile(`/training-jobs/${jobId}/artifacts/${one.artifact_id}/file`, `job-${jobId}-${one.kind}-${one.artifact_id}`)}
-            >
-              {bytes(one.bytes)} ↓
-            </button>
-          </li>
-        ))}
+        {last
+          .filter((one) => one.kind !== 'model')
+          .map((one) => (
+            <li key={one.artifact_id}>
+              <span>
+                {KINDS[one.kind] ?? one.kind}
+                {one.epoch !== null && <span className="soft"> epoch {one.epoch}</span>}
+                {one.loss !== null && <span className="soft num"> · {number(one.loss)}</span>}
+              </span>
+              <button
+                type="button"
+                className="link num"
+                aria-label={`Download ${KINDS[one.kind] ?? one.kind} ${one.artifact_id}, ${bytes(one.bytes)}`}
+                onClick={() =>
+                  fetchFile(
+                    `/training-jobs/${jobId}/artifacts/${one.artifact_id}/file`,
+                    `job-${jobId}-${one.kind}-${one.artifact_id}`,
+                  )
+                }
+              >
+                {bytes(one.bytes)} ↓
+              </button>
+            </li>
+          ))}
       </ul>
     </section>
   );

@@ -16,10 +16,13 @@ export function Attempts({ attempts }: { attempts: readonly Attempt[] }) {
             <span className="attempt-head">
               <b>{one.number}</b>
               <span>{one.outcome ?? 'running'}</span>
-              <span className="soft num" title={moment(one.started_at)}>{duration(between(one.started_at, one.ended_at, now))}</span>
+              <span className="soft num" title={moment(one.started_at)}>
+                {duration(between(one.started_at, one.ended_at, now))}
+              </span>
             </span>
             <span className="soft">
-              on {one.host}{one.gpus.length > 0 ? ` GPU ${one.gpus.join(', ')}` : ''}
+              on {one.host}
+              {one.gpus.length > 0 ? ` GPU ${one.gpus.join(', ')}` : ''}
               {one.members.length > 1 ? ` and ${one.members.length - 1} more` : ''}
               {one.resumed_epoch ? `, from the checkpoint of epoch ${one.resumed_epoch}` : ''}
             </span>

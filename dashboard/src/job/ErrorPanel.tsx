@@ -18,21 +18,50 @@ const KINDS: Record<string, string> = {
 
 export function ErrorPanel({ error }: { error: JobError }) {
   const where: [string, string | number | null][] = [
-    ['host', error.host], ['GPU', error.gpu], ['rank', error.rank], ['epoch', error.epoch],
-    ['step', error.step], ['exit code', error.exit_code], ['signal', error.signal],
+    ['host', error.host],
+    ['GPU', error.gpu],
+    ['rank', error.rank],
+    ['epoch', error.epoch],
+    ['step', error.step],
+    ['exit code', error.exit_code],
+    ['signal', error.signal],
   ];
   return (
     <section className="error-panel" aria-labelledby="error-title">
-      <h2 id="error-title">{KINDS[error.type] ?? error.type} <code>{error.type}</code></h2>
+      <h2 id="error-title">
+        {KINDS[error.type] ?? error.type} <code>{error.type}</code>
+      </h2>
       <p className="error-message">{error.message}</p>
-      {error.verdict && <p className="verdict"><b>What to do:</b> {error.verdict}</p>}
+      {error.verdict && (
+        <p className="verdict">
+          <b>What to do:</b> {error.verdict}
+        </p>
+      )}
       {error.memory && <MemoryBar memory={error.memory} />}
       <p className="error-where">
-        {where.filter(([, value]) => value !== null).map(([name, value]) => <span key={name}><span className="soft">{name}</span> {value}</span>)}
-        <span><span className="soft">run again</span> {error.retryable ? 'may succeed' : 'as it is, fails again'}</span>
+        {where
+          .filter(([, value]) => value !== null)
+          .map(([name, value]) => (
+            <span key={name}>
+              <span className="soft">{name}</span> {value}
+            </span>
+          ))}
+        <span>
+          <span className="soft">run again</span> {error.retryable ? 'may succeed' : 'as it is, fails again'}
+        </span>
       </p>
-      {error.detail && <details><summary>Detail</summary><pre>{error.detail}</pre></details>}
-      {error.traceback && <details open={error.type === 'user_error'}><summary>Traceback</summary><pre>{error.traceback}</pre></details>}
+      {error.detail && (
+        <details>
+          <summary>Detail</summary>
+          <pre>{error.detail}</pre>
+        </details>
+      )}
+      {error.traceback && (
+        <details open={error.type === 'user_error'}>
+          <summary>Traceback</summary>
+          <pre>{error.traceback}</pre>
+        </details>
+      )}
     </section>
   );
 }
@@ -46,7 +75,12 @@ interface Part {
 export function memoryParts(memory: GpuMemory): readonly Part[] {
   const { allocated_gib: allocated, reserved_gib: reserved, others_gib: others, free_gib: free } = memory;
   const unused = allocated !== null && reserved !== null ? Math.max(0, reserved - allocated) : null;
-  const parts: [string, number | null][] = [['tensors', allocated], ['reserved, unused', unused], ['other processes', others], ['free', free]];
+  const parts: [string, number | null][] = [
+    ['tensors', allocated],
+    ['reserved, unused', unused],
+    ['other processes', others],
+    ['free', free],
+  ];
   return parts.flatMap(([name, size]) => (size !== null && size > 0 ? [{ name, size }] : []));
 }
 
@@ -59,14 +93,36 @@ function MemoryBar({ memory }: { memory: GpuMemory }) {
   const words = parts.map((part) => `${part.name} ${gib(part.size)}`).join(', ');
   return (
     <div className="memory">
-      <div className="memory-bar" role="img" aria-label={`GPU memory of ${gib(total)}: ${words}; ${gib(requested)} requested`}>
-        {parts.map((part) => <span key={part.name} className={`part ${part.name.split(/[ ,]/)[0]}`} style={{ width: `${part.size * scale}%` }} />)}
+      <div
+        className="memory-bar"
+        role="img"
+        aria-label={`GPU memory of ${gib(total)}: ${words}; ${gib(requested)} requested`}
+      >
+        {parts.map((part) => (
+          <span
+            key={part.name}
+            className={`part ${part.name.split(/[ ,]/)[0]}`}
+            style={{ width: `${part.size * scale}%` }}
+          />
+        ))}
         {missing > 0 && <span className="part missing" style={{ width: `${missing * scale}%` }} />}
       </div>
       <ul className="memory-key">
-        {parts.map((part) => <li key={part.name}><span className={`swatch part ${part.name.split(/[ ,]/)[0]}`} aria-hidden="true" />{part.name} <b className="num">{gib(part.size)}</b></li>)}
-        {requested > 0 && <li><span className="swatch part missing" aria-hidden="true" />requested <b className="num">{gib(requested)}</b></li>}
-        <li>GPU <b className="num">{gib(total)}</b></li>
+        {parts.map((part) => (
+          <li key={part.name}>
+            <span className={`swatch part ${part.name.split(/[ ,]/)[0]}`} aria-hidden="true" />
+            {part.name} <b className="num">{gib(part.size)}</b>
+          </li>
+        ))}
+        {requested > 0 && (
+          <li>
+            <span className="swatch part missing" aria-hidden="true" />
+            requested <b className="num">{gib(requested)}</b>
+          </li>
+        )}
+        <li>
+          GPU <b className="num">{gib(total)}</b>
+        </li>
       </ul>
     </div>
   );

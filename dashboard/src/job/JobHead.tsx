@@ -43,22 +43,49 @@ export function JobHead({ job, live, status, onDone }: HeadProps) {
           <ConnectionState connection={live.connection} what="This job's stream" />
         </div>
         <div className="page-actions">
-          <Link className="button" href={`/compare?jobs=${job.job_id}`}>Compare</Link>
-          {job.spec.recipe && <Link className="button" href={`/submit?like=${job.job_id}`}>Run again …</Link>}
-          {mayWrite && !isTerminal(status) && (
-            <button type="button" className="danger" disabled={isStopping} onClick={() => setAsking('stop')}>{isStopping ? 'Stopping …' : 'Stop'}</button>
+          <Link className="button" href={`/compare?jobs=${job.job_id}`}>
+            Compare
+          </Link>
+          {job.spec.recipe && (
+            <Link className="button" href={`/submit?like=${job.job_id}`}>
+              Run again …
+            </Link>
           )}
-          {mayWrite && canRestart && <button type="button" className="primary" onClick={() => setAsking('restart')}>Restart</button>}
+          {mayWrite && !isTerminal(status) && (
+            <button type="button" className="danger" disabled={isStopping} onClick={() => setAsking('stop')}>
+              {isStopping ? 'Stopping …' : 'Stop'}
+            </button>
+          )}
+          {mayWrite && canRestart && (
+            <button type="button" className="primary" onClick={() => setAsking('restart')}>
+              Restart
+            </button>
+          )}
         </div>
       </div>
       <Trouble error={error} />
       {asking === 'stop' && (
-        <Dialog title={`Stop job ${job.job_id}?`} action="Stop the job" danger onAction={() => order('stop')} onClose={() => setAsking(null)}>
-          <p>{status === 'running' ? `It keeps a checkpoint at epoch ${live.currentEpoch} if its script can make one, and can be restarted from there.` : 'It leaves the queue, and can be restarted later.'}</p>
+        <Dialog
+          title={`Stop job ${job.job_id}?`}
+          action="Stop the job"
+          danger
+          onAction={() => order('stop')}
+          onClose={() => setAsking(null)}
+        >
+          <p>
+            {status === 'running'
+              ? `It keeps a checkpoint at epoch ${live.currentEpoch} if its script can make one, and can be restarted from there.`
+              : 'It leaves the queue, and can be restarted later.'}
+          </p>
         </Dialog>
       )}
       {asking === 'restart' && (
-        <Dialog title={`Restart job ${job.job_id}?`} action="Restart the job" onAction={() => order('restart', { from_scratch: fromScratch })} onClose={() => setAsking(null)}>
+        <Dialog
+          title={`Restart job ${job.job_id}?`}
+          action="Restart the job"
+          onAction={() => order('restart', { from_scratch: fromScratch })}
+          onClose={() => setAsking(null)}
+        >
           <p>It goes back into the queue as attempt {job.attempt + 1}.</p>
           <label className="check">
             <input type="checkbox" checked={fromScratch} onChange={(event) => setFromScratch(event.target.checked)} />

@@ -18,13 +18,31 @@ export default function JobPage({ jobId }: { jobId: number }) {
   const first = useAnswer(`job ${jobId}`, (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal));
   if (first.data) {
     const { generation, last_event_id: newest } = first.data;
-    return <LiveJob key={generation} first={first.data} after={cursorBefore(newest ?? '0', EARLIER)} onAgain={first.reload} />;
+    return (
+      <LiveJob
+        key={generation}
+        first={first.data}
+        after={cursorBefore(newest ?? '0', EARLIER)}
+        onAgain={first.reload}
+      />
+    );
   }
   if (first.error instanceof Problem && first.error.status === 404) {
-    return <Notice title={`There is no job ${jobId}`}>Or it is somebody else's. <Link href="/">All jobs</Link></Notice>;
+    return (
+      <Notice title={`There is no job ${jobId}`}>
+        Or it is somebody else's. <Link href="/">All jobs</Link>
+      </Notice>
+    );
   }
   if (first.error) {
-    return <Notice kind="bad" title="The job can't be read">{first.error.message} <button type="button" onClick={first.reload}>Try again</button></Notice>;
+    return (
+      <Notice kind="bad" title="The job can't be read">
+        {first.error.message}{' '}
+        <button type="button" onClick={first.reload}>
+          Try again
+        </button>
+      </Notice>
+    );
   }
   return <p className="waiting">Loading job {jobId} …</p>;
 }

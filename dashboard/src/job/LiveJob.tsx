@@ -37,22 +37,37 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
   const status = live.status ?? first.status;
   // What messages don't tell (hosts, queue, files) is read again whenever the job has moved.
   const turn = `${jobId} ${status} ${live.attempt} ${live.stopRequested}`;
-  const asked = useAnswer(`job ${turn}`, (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal), status === 'queued' ? QUEUED_AGAIN_MS : 0);
+  const asked = useAnswer(
+    `job ${turn}`,
+    (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal),
+    status === 'queued' ? QUEUED_AGAIN_MS : 0,
+  );
   const job = useLast(asked.data, first);
-  const history = useAnswer(`metrics ${turn} ${live.resyncs}`, (signal) => rest.get<History>(`/training-jobs/${jobId}/metrics?max_points=5000`, signal));
-  const attempts = useAnswer(`attempts ${turn}`, (signal) => rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal));
+  const history = useAnswer(`metrics ${turn} ${live.resyncs}`, (signal) =>
+    rest.get<History>(`/training-jobs/${jobId}/metrics?max_points=5000`, signal),
+  );
+  const attempts = useAnswer(`attempts ${turn}`, (signal) =>
+    rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal),
+  );
   const known = useLast(history.data, null);
   const runs = useLast(attempts.data, null)?.items ?? [];
 
   const columns = useMemo(() => columnsOf(known, live.epochs), [known, live.epochs]);
   const marks = useMemo(
-    () => runs.filter((run) => run.number > 1).map((run) => ({ x: (run.resumed_epoch ?? 0) + 1, text: `attempt ${run.number}` })),
+    () =>
+      runs
+        .filter((run) => run.number > 1)
+        .map((run) => ({ x: (run.resumed_epoch ?? 0) + 1, text: `attempt ${run.number}` })),
     [runs],
   );
   useTitle(`${isTerminal(status) ? status : percent(live.status ? live.progress : first.progress)} · ${job.name}`);
 
   const newest = useFleet().get(jobId);
-  const goesOn = live.connection.phase === 'ended' && newest !== undefined && !isTerminal(newest.status) && compareIds(newest.id, live.lastId ?? '0') > 0;
+  const goesOn =
+    live.connection.phase === 'ended' &&
+    newest !== undefined &&
+    !isTerminal(newest.status) &&
+    compareIds(newest.id, live.lastId ?? '0') > 0;
   useEffect(() => {
     if (goesOn) onAgain();
   }, [goesOn, onAgain]);

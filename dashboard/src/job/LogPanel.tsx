@@ -11,7 +11,15 @@ const LEVELS: readonly Level[] = ['DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL
 const LINE_PX = 20;
 const PAGE = 10_000;
 
-export function LogPanel({ jobId, lines, isPartial }: { jobId: number; lines: readonly LogLine[]; isPartial: boolean }) {
+export function LogPanel({
+  jobId,
+  lines,
+  isPartial,
+}: {
+  jobId: number;
+  lines: readonly LogLine[];
+  isPartial: boolean;
+}) {
   const { rest } = usePlatform();
   const [level, setLevel] = useState<Level>('DEBUG');
   const [search, setSearch] = useState('');
@@ -31,8 +39,10 @@ export function LogPanel({ jobId, lines, isPartial }: { jobId: number; lines: re
     setError(null);
     try {
       const parts: string[] = [];
-      for (let after = '0'; ; ) {
-        const page = await rest.get<{ items: Log[]; next_after: string }>(`/training-jobs/${jobId}/logs?limit=${PAGE}&after=${after}`);
+      for (let after = '0'; ;) {
+        const page = await rest.get<{ items: Log[]; next_after: string }>(
+          `/training-jobs/${jobId}/logs?limit=${PAGE}&after=${after}`,
+        );
         parts.push(...page.items.map((line) => `${line.timestamp} ${line.level} ${line.message}\n`));
         if (page.items.length < PAGE) break;
         after = page.next_after;
@@ -58,24 +68,48 @@ export function LogPanel({ jobId, lines, isPartial }: { jobId: number; lines: re
           <label>
             <span className="hidden">Least level</span>
             <select value={level} onChange={(event) => setLevel(event.target.value as Level)}>
-              {LEVELS.map((one) => <option key={one} value={one}>{one === 'DEBUG' ? 'all levels' : `${one} and above`}</option>)}
+              {LEVELS.map((one) => (
+                <option key={one} value={one}>
+                  {one === 'DEBUG' ? 'all levels' : `${one} and above`}
+                </option>
+              ))}
             </select>
           </label>
-          <input type="search" aria-label="Search the log" placeholder="search" value={search} onChange={(event) => setSearch(event.target.value)} />
-          <button type="button" className="quiet" disabled={busy} onClick={() => void download()}>{busy ? 'Reading …' : 'Download'}</button>
+          <input
+            type="search"
+            aria-label="Search the log"
+            placeholder="search"
+            value={search}
+            onChange={(event) => setSearch(event.target.value)}
+          />
+          <button type="button" className="quiet" disabled={busy} onClick={() => void download()}>
+            {busy ? 'Reading …' : 'Download'}
+          </button>
         </div>
       </div>
       <Trouble error={error} />
       <div ref={box} className="log" role="log" aria-live="off" aria-label="Log lines" tabIndex={0} onScroll={scrolled}>
         <div style={{ height: shown.length * LINE_PX }}>
-          {shown.slice(first, end).map((line, at) => <Line key={line.id} line={line} top={(first + at) * LINE_PX} />)}
+          {shown.slice(first, end).map((line, at) => (
+            <Line key={line.id} line={line} top={(first + at) * LINE_PX} />
+          ))}
         </div>
-        {shown.length === 0 && <p className="waiting">{lines.length === 0 ? 'No line yet.' : 'No line is like that.'}</p>}
+        {shown.length === 0 && (
+          <p className="waiting">{lines.length === 0 ? 'No line yet.' : 'No line is like that.'}</p>
+        )}
       </div>
       <p className="hint soft">
         <span className="num">{shown.length}</span> {shown.length === 1 ? 'line' : 'lines'}
         {isPartial ? '; the download has all of them' : ''}
-        {!follows && <> · <button type="button" className="link" onClick={() => setFollows(true)}>Follow the end</button></>}
+        {!follows && (
+          <>
+            {' '}
+            ·{' '}
+            <button type="button" className="link" onClick={() => setFollows(true)}>
+              Follow the end
+            </button>
+          </>
+        )}
       </p>
     </section>
   );

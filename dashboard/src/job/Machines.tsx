@@ -11,7 +11,11 @@ const AGAIN_MS = 5_000;
 export function Machines({ job }: { job: Job }) {
   const { rest } = usePlatform();
   const names = job.hosts.map((host) => host.name);
-  const { data } = useAnswer(`hosts of ${names.join()}`, (signal) => rest.get<Items<Host>>('/hosts', signal), names.length > 0 ? AGAIN_MS : 0);
+  const { data } = useAnswer(
+    `hosts of ${names.join()}`,
+    (signal) => rest.get<Items<Host>>('/hosts', signal),
+    names.length > 0 ? AGAIN_MS : 0,
+  );
   if (names.length === 0) return null;
   const hosts = (data?.items ?? []).filter((host) => names.includes(host.name));
   return (
@@ -23,8 +27,17 @@ export function Machines({ job }: { job: Job }) {
           <div key={host.name} className="machine">
             <h3>{host.name}</h3>
             <Meter name="CPU" percent={host.cpu.percent} text={`${host.cpu.cores} cores`} />
-            <Meter runsOut name="Memory" percent={(100 * host.memory.used_gib) / host.memory.total_gib} text={`${gib(host.memory.used_gib)} of ${gib(host.memory.total_gib)}`} />
-            {host.gpus.filter((gpu) => held.includes(gpu.index)).map((gpu) => <GpuRow key={gpu.uuid} gpu={gpu} />)}
+            <Meter
+              runsOut
+              name="Memory"
+              percent={(100 * host.memory.used_gib) / host.memory.total_gib}
+              text={`${gib(host.memory.used_gib)} of ${gib(host.memory.total_gib)}`}
+            />
+            {host.gpus
+              .filter((gpu) => held.includes(gpu.index))
+              .map((gpu) => (
+                <GpuRow key={gpu.uuid} gpu={gpu} />
+              ))}
           </div>
         );
       })}

@@ -11,8 +11,19 @@ export function SpecPanel({ job }: { job: Job }) {
   const facts: [string, ReactNode][] = [
     ['owner', job.owner],
     [spec.recipe ? 'recipe' : 'script', spec.recipe ?? [spec.entrypoint, ...spec.args].join(' ')],
-    ...Object.entries(spec.hyperparameters).filter(([, value]) => value !== null).map(([name, value]): [string, ReactNode] => [name, shown(value)]),
-    ['resources', [gpus > 0 ? `${gpus} GPU${gpus > 1 ? 's' : ''}` : 'CPU', memory ? `${memory} GiB each` : '', nodes > 1 ? `on each of ${nodes} hosts` : ''].filter(Boolean).join(', ')],
+    ...Object.entries(spec.hyperparameters)
+      .filter(([, value]) => value !== null)
+      .map(([name, value]): [string, ReactNode] => [name, shown(value)]),
+    [
+      'resources',
+      [
+        gpus > 0 ? `${gpus} GPU${gpus > 1 ? 's' : ''}` : 'CPU',
+        memory ? `${memory} GiB each` : '',
+        nodes > 1 ? `on each of ${nodes} hosts` : '',
+      ]
+        .filter(Boolean)
+        .join(', '),
+    ],
     ['seed', spec.seed],
     ...(spec.priority !== 0 ? [['priority', spec.priority] as [string, ReactNode]] : []),
     ...(spec.max_restarts > 0 ? [['max restarts', spec.max_restarts] as [string, ReactNode]] : []),
@@ -26,7 +37,10 @@ export function SpecPanel({ job }: { job: Job }) {
     <section aria-labelledby="spec-title">
       <h2 id="spec-title">Spec</h2>
       <Facts facts={facts} />
-      <details><summary>All of it as JSON</summary><pre>{JSON.stringify(spec, null, 2)}</pre></details>
+      <details>
+        <summary>All of it as JSON</summary>
+        <pre>{JSON.stringify(spec, null, 2)}</pre>
+      </details>
     </section>
   );
 }

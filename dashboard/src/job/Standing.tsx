@@ -20,24 +20,38 @@ export function Standing({ job, live, status }: { job: Job; live: JobView; statu
   return (
     <section className="standing" aria-label="Where it stands">
       <div className="standing-progress">
-        <span className="big num" data-testid="progress">{percent(progress)}</span>
+        <span className="big num" data-testid="progress">
+          {percent(progress)}
+        </span>
         <Bar value={progress} status={status} label="Progress" />
-        <span className="soft num">epoch {epoch} of {total}</span>
+        <span className="soft num">
+          epoch {epoch} of {total}
+        </span>
       </div>
       {status === 'queued' ? (
         <Tile name="Waits because" wide>
           {job.pending_reason ?? 'its turn comes next'}
           {job.queue_position !== null && <span className="soft"> · place {job.queue_position}</span>}
-          {job.expected_start_at && <span className="soft"> · expected {new Date(job.expected_start_at).toLocaleTimeString()}</span>}
+          {job.expected_start_at && (
+            <span className="soft"> · expected {new Date(job.expected_start_at).toLocaleTimeString()}</span>
+          )}
         </Tile>
       ) : (
         <Tile name={ended ? 'Took' : 'Left'}>
-          {ended ? duration(live.durationS ?? between(job.started_at, finishedAt, now)) : duration(isKnown ? live.etaS : job.eta_s)}
+          {ended
+            ? duration(live.durationS ?? between(job.started_at, finishedAt, now))
+            : duration(isKnown ? live.etaS : job.eta_s)}
         </Tile>
       )}
       {status === 'running' && <Tile name="Running for">{duration(between(job.started_at, null, now))}</Tile>}
       {ended && <Tile name="Ended">{ago(finishedAt, now)}</Tile>}
-      {Object.entries(metrics).slice(0, MOST_METRICS).map(([name, value]) => <Tile key={name} name={name}>{number(value)}</Tile>)}
+      {Object.entries(metrics)
+        .slice(0, MOST_METRICS)
+        .map(([name, value]) => (
+          <Tile key={name} name={name}>
+            {number(value)}
+          </Tile>
+        ))}
     </section>
   );
 }

@@ -42,24 +42,45 @@ export function JobTable({ jobs, wanted, picked, onPick, onEnd, isRead }: TableP
     <table className="jobs" aria-rowcount={jobs.length + 1} aria-busy={!isRead}>
       <thead>
         <tr aria-rowindex={1}>
-          <th scope="col" className="col-pick"><span className="hidden">Compare</span></th>
+          <th scope="col" className="col-pick">
+            <span className="hidden">Compare</span>
+          </th>
           {COLUMNS.map((column) => (
             <th key={column.key} scope="col" className={column.className} aria-sort={sorted(wanted, column.key)}>
               <button type="button" className="sort" onClick={() => sortBy(wanted, column.key)}>
                 {column.text}
-                <span className="arrow" aria-hidden="true">{wanted.sort === column.key ? (wanted.descending ? '↓' : '↑') : ''}</span>
+                <span className="arrow" aria-hidden="true">
+                  {wanted.sort === column.key ? (wanted.descending ? '↓' : '↑') : ''}
+                </span>
               </button>
             </th>
           ))}
-          <th scope="col" className="col-when">Since</th>
+          <th scope="col" className="col-when">
+            Since
+          </th>
         </tr>
       </thead>
       <tbody ref={body}>
-        {first > 0 && <tr aria-hidden="true" style={{ height: first * ROW_PX }}><td colSpan={9} /></tr>}
+        {first > 0 && (
+          <tr aria-hidden="true" style={{ height: first * ROW_PX }}>
+            <td colSpan={9} />
+          </tr>
+        )}
         {jobs.slice(first, end).map((job, index) => (
-          <Row key={job.job_id} job={job} index={first + index + 2} isPicked={picked.has(job.job_id)} onPick={onPick} since={ago(sinceOf(job), now)} />
+          <Row
+            key={job.job_id}
+            job={job}
+            index={first + index + 2}
+            isPicked={picked.has(job.job_id)}
+            onPick={onPick}
+            since={ago(sinceOf(job), now)}
+          />
         ))}
-        {end < jobs.length && <tr aria-hidden="true" style={{ height: (jobs.length - end) * ROW_PX }}><td colSpan={9} /></tr>}
+        {end < jobs.length && (
+          <tr aria-hidden="true" style={{ height: (jobs.length - end) * ROW_PX }}>
+            <td colSpan={9} />
+          </tr>
+        )}
       </tbody>
     </table>
   );
@@ -78,17 +99,34 @@ const Row = memo(function Row({ job, index, isPicked, onPick, since }: RowProps)
   return (
     <tr aria-rowindex={index} data-job={job.job_id}>
       <td className="col-pick">
-        <input type="checkbox" aria-label={`Compare job ${job.job_id}`} checked={isPicked} onChange={(event) => onPick(job.job_id, event.target.checked)} />
+        <input
+          type="checkbox"
+          aria-label={`Compare job ${job.job_id}`}
+          checked={isPicked}
+          onChange={(event) => onPick(job.job_id, event.target.checked)}
+        />
       </td>
       <td className="col-id num">{job.job_id}</td>
       <td className="col-name">
-        <Link href={`/jobs/${job.job_id}`} className="job-link">{job.name}</Link>
-        <span className={job.status === 'failed' ? 'sub bad' : 'sub'} title={place}>{place}</span>
+        <Link href={`/jobs/${job.job_id}`} className="job-link">
+          {job.name}
+        </Link>
+        <span className={job.status === 'failed' ? 'sub bad' : 'sub'} title={place}>
+          {place}
+        </span>
       </td>
-      <td className="col-status"><JobStatus status={job.status} stopping={job.stop_requested} /></td>
+      <td className="col-status">
+        <JobStatus status={job.status} stopping={job.stop_requested} />
+      </td>
       <td className="col-progress">
         <Bar value={job.progress} status={job.status} label={`Progress of job ${job.job_id}`} />
-        <span className="progress-text num">{percent(job.progress)}<span className="epochs"> {job.current_epoch}/{job.total_epochs}</span></span>
+        <span className="progress-text num">
+          {percent(job.progress)}
+          <span className="epochs">
+            {' '}
+            {job.current_epoch}/{job.total_epochs}
+          </span>
+        </span>
       </td>
       <td className="col-loss num">{job.current_epoch > 0 ? number(job.current_loss) : '–'}</td>
       <td className="col-eta num">{job.status === 'running' ? duration(job.eta_s) : '–'}</td>
@@ -106,7 +144,9 @@ function placeOf(job: Job): string {
     return [place, job.pending_reason].filter(Boolean).join(': ');
   }
   const what = job.spec.recipe ?? job.spec.entrypoint ?? '';
-  const where = job.hosts.map((host) => (host.gpus.length > 0 ? `${host.name} GPU ${host.gpus.join(',')}` : host.name)).join(', ');
+  const where = job.hosts
+    .map((host) => (host.gpus.length > 0 ? `${host.name} GPU ${host.gpus.join(',')}` : host.name))
+    .join(', ');
   return [what, where].filter(Boolean).join(' on ');
 }
 

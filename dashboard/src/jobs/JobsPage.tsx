@@ -41,14 +41,31 @@ export function JobsPage() {
         <h1>Jobs</h1>
         <div className="filters">
           <div className="chips" role="group" aria-label="Status">
-            <Chip on={!wanted.status} onClick={() => setQuery({ status: '' })} text="all" count={jobs.length} plus={hasMore} />
+            <Chip
+              on={!wanted.status}
+              onClick={() => setQuery({ status: '' })}
+              text="all"
+              count={jobs.length}
+              plus={hasMore}
+            />
             {STATUSES.map((status) => (
-              <Chip key={status} on={wanted.status === status} onClick={() => setQuery({ status })} text={status} count={counts[status] ?? 0} plus={false} />
+              <Chip
+                key={status}
+                on={wanted.status === status}
+                onClick={() => setQuery({ status })}
+                text={status}
+                count={counts[status] ?? 0}
+                plus={false}
+              />
             ))}
           </div>
           <input
-            type="search" className="search" aria-label="Search jobs" placeholder="name, owner, tag, host, #id"
-            value={wanted.search} onChange={(event) => setQuery({ search: event.target.value })}
+            type="search"
+            className="search"
+            aria-label="Search jobs"
+            placeholder="name, owner, tag, host, #id"
+            value={wanted.search}
+            onChange={(event) => setQuery({ search: event.target.value })}
           />
         </div>
         <div className="page-actions">
@@ -57,18 +74,23 @@ export function JobsPage() {
               Compare {picked.size}
             </button>
           )}
-          <Link className="button primary" href="/submit">New job</Link>
+          <Link className="button primary" href="/submit">
+            New job
+          </Link>
         </div>
       </div>
       <Trouble error={error} />
       {isRead && jobs.length === 0 ? (
         <Notice title="No job yet">
-          <Link href="/submit">Submit the first one</Link>, or in a terminal: <code>epochcast submit train.py --watch</code>
+          <Link href="/submit">Submit the first one</Link>, or in a terminal:{' '}
+          <code>epochcast submit train.py --watch</code>
         </Notice>
       ) : (
         <JobTable jobs={shown} wanted={wanted} picked={picked} onPick={pick} onEnd={readMore} isRead={isRead} />
       )}
-      {isRead && jobs.length > 0 && shown.length === 0 && <p className="waiting">{hasMore ? 'Searching older jobs …' : 'No job is like that.'}</p>}
+      {isRead && jobs.length > 0 && shown.length === 0 && (
+        <p className="waiting">{hasMore ? 'Searching older jobs …' : 'No job is like that.'}</p>
+      )}
     </>
   );
 }
@@ -76,7 +98,11 @@ export function JobsPage() {
 function Chip(props: { on: boolean; onClick: () => void; text: string; count: number; plus: boolean }) {
   return (
     <button type="button" className="chip" aria-pressed={props.on} onClick={props.onClick}>
-      {props.text} <span className="count">{props.count}{props.plus ? '+' : ''}</span>
+      {props.text}{' '}
+      <span className="count">
+        {props.count}
+        {props.plus ? '+' : ''}
+      </span>
     </button>
   );
 }

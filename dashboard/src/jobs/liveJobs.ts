@@ -15,7 +15,9 @@ export function withMessage(job: Job, message: JobMessage | undefined): Job {
     timestamp: message.timestamp,
     last_event_id: message.id,
     ...(message.status === 'queued' ? {} : { queue_position: null, pending_reason: null, expected_start_at: null }),
-    ...(isTerminal(message.status) ? { finished_at: message.timestamp, eta_s: null, hosts: [] } : { finished_at: null }),
+    ...(isTerminal(message.status)
+      ? { finished_at: message.timestamp, eta_s: null, hosts: [] }
+      : { finished_at: null }),
   };
   switch (message.type) {
     case 'progress':
@@ -91,5 +93,7 @@ export function chosen(jobs: readonly Job[], wanted: Wanted): readonly Job[] {
 function text(job: Job): string {
   const { recipe, entrypoint, tags } = job.spec;
   const hosts = job.hosts.map((host) => host.name);
-  return [`#${job.job_id}`, job.name, job.owner, recipe, entrypoint, ...tags, ...hosts, job.error_message].join(' ').toLowerCase();
+  return [`#${job.job_id}`, job.name, job.owner, recipe, entrypoint, ...tags, ...hosts, job.error_message]
+    .join(' ')
+    .toLowerCase();
 }

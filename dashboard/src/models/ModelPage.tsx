@@ -12,18 +12,32 @@ import { useTitle } from '../ui/useTitle.ts';
 
 export default function ModelPage({ modelId }: { modelId: number }) {
   const { rest } = usePlatform();
-  const { data: model, error } = useAnswer(`model ${modelId}`, (signal) => rest.get<Model>(`/models/${modelId}`, signal));
+  const { data: model, error } = useAnswer(`model ${modelId}`, (signal) =>
+    rest.get<Model>(`/models/${modelId}`, signal),
+  );
   const [refusal, setRefusal] = useState<Error | null>(null);
   useTitle(`Model ${modelId}`);
-  if (error && !model) return <Notice kind="bad" title={`Model ${modelId} can't be shown`}>{error.message} <Link href="/models">All models</Link></Notice>;
+  if (error && !model)
+    return (
+      <Notice kind="bad" title={`Model ${modelId} can't be shown`}>
+        {error.message} <Link href="/models">All models</Link>
+      </Notice>
+    );
   if (!model) return <p className="waiting">Loading model {modelId} …</p>;
   const { spec, ...origin } = model.lineage as { spec?: Spec };
   return (
     <>
       <div className="page-head">
-        <div className="job-title"><h1>{model.name}</h1><span className="soft num">model {model.model_id}</span></div>
+        <div className="job-title">
+          <h1>{model.name}</h1>
+          <span className="soft num">model {model.model_id}</span>
+        </div>
         <div className="page-actions">
-          <button type="button" className="primary" onClick={() => rest.download(`/models/${modelId}/file`, `${model.name}.safetensors`).catch(setRefusal)}>
+          <button
+            type="button"
+            className="primary"
+            onClick={() => rest.download(`/models/${modelId}/file`, `${model.name}.safetensors`).catch(setRefusal)}
+          >
             Download {bytes(model.bytes)}
           </button>
         </div>
@@ -38,18 +52,34 @@ export default function ModelPage({ modelId }: { modelId: number }) {
           <h2 id="lineage-title">Lineage</h2>
           <Facts
             facts={[
-              ['job', <Link key="job" href={`/jobs/${model.job_id}`}>job {model.job_id}</Link>],
+              [
+                'job',
+                <Link key="job" href={`/jobs/${model.job_id}`}>
+                  job {model.job_id}
+                </Link>,
+              ],
               ['owner', model.owner],
               ['made', moment(model.created_at)],
-              ...Object.entries(origin).filter(([, value]) => value !== null).map(([name, value]) => [name.replaceAll('_', ' '), shown(value)] as const),
-              ['sha256', <code key="sha256" className="sha">{model.sha256}</code>],
+              ...Object.entries(origin)
+                .filter(([, value]) => value !== null)
+                .map(([name, value]) => [name.replaceAll('_', ' '), shown(value)] as const),
+              [
+                'sha256',
+                <code key="sha256" className="sha">
+                  {model.sha256}
+                </code>,
+              ],
             ]}
           />
         </section>
         {spec && (
           <section aria-labelledby="trained-title">
             <h2 id="trained-title">Trained with</h2>
-            <Facts facts={[...Object.entries(spec.hyperparameters), ['total epochs', spec.total_epochs], ['seed', spec.seed]].filter(([, value]) => value !== null).map(([name, value]) => [String(name), shown(value)])} />
+            <Facts
+              facts={[...Object.entries(spec.hyperparameters), ['total epochs', spec.total_epochs], ['seed', spec.seed]]
+                .filter(([, value]) => value !== null)
+                .map(([name, value]) => [String(name), shown(value)])}
+            />
           </section>
         )}
       </div>

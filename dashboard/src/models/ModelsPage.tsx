@@ -35,40 +35,75 @@ export default function ModelsPage() {
 
   return (
     <>
-      <div className="page-head"><h1>Models</h1></div>
+      <div className="page-head">
+        <h1>Models</h1>
+      </div>
       <Trouble error={newest.error ?? error} />
-      {newest.data && models.length === 0 && <Notice title="No model yet">A job's model is listed here when it has succeeded.</Notice>}
+      {newest.data && models.length === 0 && (
+        <Notice title="No model yet">A job's model is listed here when it has succeeded.</Notice>
+      )}
       {!newest.data && !newest.error && <p className="waiting">Loading …</p>}
       {models.length > 0 && (
         <table className="plain models">
           <thead>
             <tr>
-              <th scope="col" className="num">Model</th><th scope="col">Name</th><th scope="col" className="col-metrics">Metrics</th>
-              <th scope="col" className="col-owner">Owner</th><th scope="col" className="num">Size</th><th scope="col">Job</th><th scope="col" className="col-when">Made</th>
+              <th scope="col" className="num">
+                Model
+              </th>
+              <th scope="col">Name</th>
+              <th scope="col" className="col-metrics">
+                Metrics
+              </th>
+              <th scope="col" className="col-owner">
+                Owner
+              </th>
+              <th scope="col" className="num">
+                Size
+              </th>
+              <th scope="col">Job</th>
+              <th scope="col" className="col-when">
+                Made
+              </th>
             </tr>
           </thead>
           <tbody>
             {models.map((model) => (
               <tr key={model.model_id}>
                 <td className="num">{model.model_id}</td>
-                <td><Link href={`/models/${model.model_id}`}>{model.name}</Link></td>
-                <td className="metrics"><MetricList metrics={model.metrics} /></td>
+                <td>
+                  <Link href={`/models/${model.model_id}`}>{model.name}</Link>
+                </td>
+                <td className="metrics">
+                  <MetricList metrics={model.metrics} />
+                </td>
                 <td className="col-owner">{model.owner}</td>
                 <td className="num">{bytes(model.bytes)}</td>
-                <td><Link href={`/jobs/${model.job_id}`}>{model.job_id}</Link></td>
+                <td>
+                  <Link href={`/jobs/${model.job_id}`}>{model.job_id}</Link>
+                </td>
                 <td className="col-when">{ago(model.created_at, now)}</td>
               </tr>
             ))}
           </tbody>
         </table>
       )}
-      {cursor && <p className="waiting"><button type="button" onClick={more}>Older models</button></p>}
+      {cursor && (
+        <p className="waiting">
+          <button type="button" onClick={more}>
+            Older models
+          </button>
+        </p>
+      )}
     </>
   );
 }
 
 function MetricList({ metrics }: { metrics: Model['metrics'] }) {
-  return Object.entries(metrics).slice(0, MOST_METRICS).map(([name, value]) => (
-    <span key={name} className="metric"><span className="soft">{name}</span> <span className="num">{number(value)}</span></span>
-  ));
+  return Object.entries(metrics)
+    .slice(0, MOST_METRICS)
+    .map(([name, value]) => (
+      <span key={name} className="metric">
+        <span className="soft">{name}</span> <span className="num">{number(value)}</span>
+      </span>
+    ));
 }

@@ -15,9 +15,11 @@ export function useAnswer<Answer>(
   ask: (signal: AbortSignal) => Promise<Answer>,
   everyMs = 0,
 ): Asked<Answer> {
-  const [state, setState] = useState<{ key: string; data: Answer | null; error: Error | null }>(
-    { key, data: null, error: null },
-  );
+  const [state, setState] = useState<{ key: string; data: Answer | null; error: Error | null }>({
+    key,
+    data: null,
+    error: null,
+  });
   const [turn, setTurn] = useState(0);
   const asking = useRef(ask);
   asking.current = ask;
@@ -25,11 +27,14 @@ export function useAnswer<Answer>(
   useEffect(() => {
     const controller = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
+    let wasAsked = false;
     const again = () => {
       if (everyMs > 0 && !controller.signal.aborted) timer = setTimeout(once, everyMs);
     };
     const once = async () => {
-      if (document.hidden) return again();
+      // The first time also behind another tab: it is to be there when one looks.
+      if (document.hidden && wasAsked) return again();
+      wasAsked = true;
       try {
         const data = await asking.current(controller.signal);
         if (!controller.signal.aborted) setState({ key, data, error: null });

@@ -5,7 +5,17 @@ import type { Plan, Recipe } from '../rest/types.ts';
 import { Facts } from '../ui/Facts.tsx';
 import { asCommand, asPython, type Draft } from './draft.ts';
 
-export function PlanPanel({ plan, problem, draft, recipe }: { plan: Plan | null; problem: Error | null; draft: Draft; recipe: Recipe }) {
+export function PlanPanel({
+  plan,
+  problem,
+  draft,
+  recipe,
+}: {
+  plan: Plan | null;
+  problem: Error | null;
+  draft: Draft;
+  recipe: Recipe;
+}) {
   return (
     <section aria-labelledby="plan-title" className="plan">
       <h2 id="plan-title">Plan</h2>
@@ -48,9 +58,15 @@ function Snippet({ title, text }: { title: string; text: string }) {
       <div className="snippet-head">
         <h3>{title}</h3>
         {/* Only secure pages may write to the clipboard. */}
-        {navigator.clipboard && <button type="button" className="quiet" onClick={copy}>{copied ? 'Copied' : 'Copy'}</button>}
+        {navigator.clipboard && (
+          <button type="button" className="quiet" onClick={copy}>
+            {copied ? 'Copied' : 'Copy'}
+          </button>
+        )}
       </div>
-      <pre tabIndex={0} aria-label={title}>{text}</pre>
+      <pre tabIndex={0} aria-label={title}>
+        {text}
+      </pre>
     </div>
   );
 }

@@ -23,7 +23,12 @@ export default function SubmitPage() {
     recipes: (await rest.get<Items<Recipe>>('/recipes', signal)).items,
     earlier: like ? await rest.get<Job>(`/training-jobs/${like}`, signal) : null,
   }));
-  if (error && !data) return <Notice kind="bad" title="The recipes can't be read">{error.message}</Notice>;
+  if (error && !data)
+    return (
+      <Notice kind="bad" title="The recipes can't be read">
+        {error.message}
+      </Notice>
+    );
   if (!data) return <p className="waiting">Loading …</p>;
   const { recipes, earlier } = data;
   const known = recipes.find((one) => one.name === earlier?.spec.recipe);
@@ -46,7 +51,8 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
 
   const problem = refusal ?? planned.error;
   const fields = problem instanceof Problem ? problem.fields : [];
-  const errorOf = (name: string) => fields.find((one) => one.field === name || one.field.endsWith(`.${name}`))?.message ?? null;
+  const errorOf = (name: string) =>
+    fields.find((one) => one.field === name || one.field.endsWith(`.${name}`))?.message ?? null;
 
   const submit = async (event: FormEvent) => {
     event.preventDefault();
@@ -68,15 +74,25 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
 
   return (
     <>
-      <div className="page-head"><h1>{like ? `New job like #${like.job_id}` : 'New job'}</h1></div>
+      <div className="page-head">
+        <h1>{like ? `New job like #${like.job_id}` : 'New job'}</h1>
+      </div>
       <form className="submit" onSubmit={submit} noValidate>
         <div className="submit-main">
           <fieldset className="recipes">
             <legend>Recipe</legend>
             {recipes.map((one) => (
               <label key={one.name} className="recipe">
-                <input type="radio" name="recipe" checked={one.name === recipe.name} onChange={() => change({ ...emptyDraft(one.name), options: draft.options })} />
-                <span><b>{one.title}</b><span className="soft">{one.description}</span></span>
+                <input
+                  type="radio"
+                  name="recipe"
+                  checked={one.name === recipe.name}
+                  onChange={() => change({ ...emptyDraft(one.name), options: draft.options })}
+                />
+                <span>
+                  <b>{one.title}</b>
+                  <span className="soft">{one.description}</span>
+                </span>
               </label>
             ))}
           </fieldset>
@@ -85,7 +101,11 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
             <div className="fields">
               {Object.entries(recipe.hyperparameters.properties ?? {}).map(([name, schema]) => (
                 <HyperparameterField
-                  key={`${recipe.name} ${name}`} name={name} schema={schema} text={draft.hyperparameters[name] ?? ''} error={errorOf(name)}
+                  key={`${recipe.name} ${name}`}
+                  name={name}
+                  schema={schema}
+                  text={draft.hyperparameters[name] ?? ''}
+                  error={errorOf(name)}
                   onText={(text) => change({ ...draft, hyperparameters: { ...draft.hyperparameters, [name]: text } })}
                 />
               ))}
@@ -96,7 +116,11 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
             <div className="fields">
               {OPTION_NAMES.map((name) => (
                 <OptionField
-                  key={name} name={name} text={draft.options[name]} error={errorOf(name)} epochs={recipe.default_epochs}
+                  key={name}
+                  name={name}
+                  text={draft.options[name]}
+                  error={errorOf(name)}
+                  epochs={recipe.default_epochs}
                   onText={(text) => change({ ...draft, options: { ...draft.options, [name]: text } })}
                 />
               ))}
@@ -106,7 +130,9 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
         <div className="submit-side">
           <PlanPanel plan={planned.data} problem={problem} draft={draft} recipe={recipe} />
           {refusal && <Trouble error={refusal} />}
-          <button className="primary wide" disabled={sending || !mayWrite}>{sending ? 'Submitting …' : 'Submit job'}</button>
+          <button className="primary wide" disabled={sending || !mayWrite}>
+            {sending ? 'Submitting …' : 'Submit job'}
+          </button>
           {!mayWrite && <p className="soft">This token may not submit: it lacks the scope jobs:write.</p>}
         </div>
       </form>

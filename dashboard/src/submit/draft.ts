@@ -9,7 +9,17 @@ export interface Draft {
   readonly options: Readonly<Record<OptionName, string>>;
 }
 
-export type OptionName = 'name' | 'total_epochs' | 'seed' | 'gpus' | 'gpu_memory_gib' | 'nodes' | 'priority' | 'max_restarts' | 'on_oom' | 'tags';
+export type OptionName =
+  | 'name'
+  | 'total_epochs'
+  | 'seed'
+  | 'gpus'
+  | 'gpu_memory_gib'
+  | 'nodes'
+  | 'priority'
+  | 'max_restarts'
+  | 'on_oom'
+  | 'tags';
 
 interface Option {
   readonly label: string;
@@ -26,7 +36,13 @@ export const OPTIONS: Readonly<Record<OptionName, Option>> = {
   gpus: { label: 'GPUs on each host', flag: '--gpus', kind: 'integer', fallback: '0' },
   gpu_memory_gib: { label: 'Free memory on each GPU, GiB', flag: '--gpu-memory', kind: 'number', fallback: 'any' },
   nodes: { label: 'Hosts', flag: '--nodes', kind: 'integer', fallback: '1' },
-  priority: { label: 'Priority', flag: '--priority', kind: 'integer', fallback: '0', help: 'Higher goes first, -1000 to 1000' },
+  priority: {
+    label: 'Priority',
+    flag: '--priority',
+    kind: 'integer',
+    fallback: '0',
+    help: 'Higher goes first, -1000 to 1000',
+  },
   max_restarts: { label: 'Restarts after a failure', flag: '--max-restarts', kind: 'integer', fallback: '0' },
   on_oom: { label: 'When GPU memory runs out', flag: '--on-oom', kind: ['fail', 'shrink'], fallback: 'fail' },
   tags: { label: 'Tags', flag: '--tag', kind: 'words', fallback: 'none', help: 'Words, with spaces between them' },
@@ -42,7 +58,9 @@ export function emptyDraft(recipe: string): Draft {
 /** The draft that submits the same as `spec` did. */
 export function draftLike(spec: Spec, recipe: Recipe): Draft {
   const properties = recipe.hyperparameters.properties ?? {};
-  const hyperparameters = Object.entries(spec.hyperparameters).filter(([name, value]) => value !== null && value !== properties[name]?.default);
+  const hyperparameters = Object.entries(spec.hyperparameters).filter(
+    ([name, value]) => value !== null && value !== properties[name]?.default,
+  );
   const { resources } = spec;
   const given: Partial<Record<OptionName, unknown>> = {
     name: spec.name,
@@ -56,8 +74,15 @@ export function draftLike(spec: Spec, recipe: Recipe): Draft {
     on_oom: spec.on_oom === 'fail' ? null : spec.on_oom,
     tags: spec.tags.join(' '),
   };
-  const options = Object.fromEntries(OPTION_NAMES.map((name) => [name, String(given[name] ?? '')])) as Record<OptionName, string>;
-  return { recipe: recipe.name, hyperparameters: Object.fromEntries(hyperparameters.map(([name, value]) => [name, String(value)])), options };
+  const options = Object.fromEntries(OPTION_NAMES.map((name) => [name, String(given[name] ?? '')])) as Record<
+    OptionName,
+    string
+  >;
+  return {
+    recipe: recipe.name,
+    hyperparameters: Object.fromEntries(hyperparameters.map(([name, value]) => [name, String(value)])),
+    options,
+  };
 }
 
 /** A property without its null: what kind of value it takes. */
@@ -69,11 +94,15 @@ export function kindOf(schema: Schema): Schema {
 function valueOf(text: string, schema: Schema): unknown {
   const { type } = kindOf(schema);
   if (type === 'boolean') return text === 'true';
-  if ((type === 'number' || type === 'integer') && text.trim() !== '' && Number.isFinite(Number(text))) return Number(text);
+  if ((type === 'number' || type === 'integer') && text.trim() !== '' && Number.isFinite(Number(text)))
+    return Number(text);
   return text;
 }
 
-function given(draft: Draft, recipe: Recipe): { hyperparameters: Record<string, unknown>; options: Partial<Record<OptionName, unknown>> } {
+function given(
+  draft: Draft,
+  recipe: Recipe,
+): { hyperparameters: Record<string, unknown>; options: Partial<Record<OptionName, unknown>> } {
   const properties = recipe.hyperparameters.properties ?? {};
   const hyperparameters: Record<string, unknown> = {};
   for (const [name, schema] of Object.entries(properties)) {
@@ -86,7 +115,8 @@ function given(draft: Draft, recipe: Recipe): { hyperparameters: Record<string, 
     const { kind } = OPTIONS[name];
     if (text === '') continue;
     if (kind === 'words') options[name] = text.split(/[\s,]+/);
-    else if (kind === 'integer' || kind === 'number') options[name] = Number.isFinite(Number(text)) ? Number(text) : text;
+    else if (kind === 'integer' || kind === 'number')
+      options[name] = Number.isFinite(Number(text)) ? Number(text) : text;
     else options[name] = text;
   }
   return { hyperparameters, options };
@@ -96,7 +126,9 @@ function given(draft: Draft, recipe: Recipe): { hyperparameters: Record<string, 
 export function submission(draft: Draft, recipe: Recipe): Record<string, unknown> {
   const { hyperparameters, options } = given(draft, recipe);
   const { gpus, gpu_memory_gib, nodes, ...rest } = options;
-  const resources = Object.fromEntries(Object.entries({ gpus, gpu_memory_gib, nodes }).filter(([, value]) => value !== undefined));
+  const resources = Object.fromEntries(
+    Object.entries({ gpus, gpu_memory_gib, nodes }).filter(([, value]) => value !== undefined),
+  );
   return {
     recipe: recipe.name,
     ...(Object.keys(hyperparameters).length > 0 ? { hyperparameters } : {}),
@@ -144,6 +176,9 @@ function literal(value: unknown): string {
   if (value === false) return 'False';
   if (value === null) return 'None';
   if (Array.isArray(value)) return `[${value.map(literal).join(', ')}]`;
-  if (typeof value === 'object') return `{${Object.entries(value!).map(([name, one]) => `${literal(name)}: ${literal(one)}`).join(', ')}}`;
+  if (typeof value === 'object')
+    return `{${Object.entries(value!)
+      .map(([name, one]) => `${literal(name)}: ${literal(one)}`)
+      .join(', ')}}`;
   return JSON.stringify(value);
 }

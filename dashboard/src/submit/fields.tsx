@@ -16,14 +16,32 @@ export function HyperparameterField({ name, schema, ...field }: FieldProps & { n
   const fallback = schema.default === null || schema.default === undefined ? 'not given' : shown(schema.default);
   const choices = kind.enum ?? (kind.type === 'boolean' ? ['true', 'false'] : null);
   const isNumber = kind.type === 'number' || kind.type === 'integer';
-  return <Field label={name} help={schema.description} fallback={fallback} choices={choices} isNumber={isNumber} {...field} />;
+  return (
+    <Field
+      label={name}
+      help={schema.description}
+      fallback={fallback}
+      choices={choices}
+      isNumber={isNumber}
+      {...field}
+    />
+  );
 }
 
 export function OptionField({ name, epochs, ...field }: FieldProps & { name: OptionName; epochs: number }) {
   const { label, kind, help, fallback } = OPTIONS[name];
   const choices = typeof kind === 'string' ? null : kind;
   const usual = name === 'total_epochs' ? String(epochs) : fallback;
-  return <Field label={label} help={help} fallback={usual} choices={choices} isNumber={kind === 'integer' || kind === 'number'} {...field} />;
+  return (
+    <Field
+      label={label}
+      help={help}
+      fallback={usual}
+      choices={choices}
+      isNumber={kind === 'integer' || kind === 'number'}
+      {...field}
+    />
+  );
 }
 
 interface AnyFieldProps extends FieldProps {
@@ -43,18 +61,42 @@ function Field({ label, help, fallback, choices, isNumber, text, error, onText }
     control = (
       <select {...common} onChange={(event) => onText(event.target.value)}>
         <option value="">{fallback} (default)</option>
-        {choices.filter((choice) => choice !== fallback).map((choice) => <option key={choice} value={choice}>{choice}</option>)}
+        {choices
+          .filter((choice) => choice !== fallback)
+          .map((choice) => (
+            <option key={choice} value={choice}>
+              {choice}
+            </option>
+          ))}
       </select>
     );
   } else {
-    control = <input {...common} type="text" inputMode={isNumber ? 'decimal' : 'text'} placeholder={fallback} autoComplete="off" spellCheck={false} onChange={(event) => onText(event.target.value)} />;
+    control = (
+      <input
+        {...common}
+        type="text"
+        inputMode={isNumber ? 'decimal' : 'text'}
+        placeholder={fallback}
+        autoComplete="off"
+        spellCheck={false}
+        onChange={(event) => onText(event.target.value)}
+      />
+    );
   }
   return (
     <div className={text === '' ? 'field' : 'field changed'}>
       <label htmlFor={id}>{label}</label>
       {control}
-      {error && <p id={`${id}-error`} className="field-error">{error}</p>}
-      {help && <p id={`${id}-help`} className="field-help">{help}</p>}
+      {error && (
+        <p id={`${id}-error`} className="field-error">
+          {error}
+        </p>
+      )}
+      {help && (
+        <p id={`${id}-help`} className="field-help">
+          {help}
+        </p>
+      )}
     </div>
   );
 }

@@ -6,11 +6,19 @@ import type { Connection } from '../stream/index.ts';
 export function ConnectionState({ connection, what }: { connection: Connection; what: string }) {
   const { phase, retryAt, close } = connection;
   return (
-    <span className={`connection ${phase}`} data-phase={phase} title={close?.reason ? `${what}: ${close.code} ${close.reason}` : what}>
+    <span
+      className={`connection ${phase}`}
+      data-phase={phase}
+      title={close?.reason ? `${what}: ${close.code} ${close.reason}` : what}
+    >
       <span className="dot" aria-hidden="true" />
       {/* A screen reader hears of changes, not of each second. */}
-      <span className="hidden" role="status">{what}: {WORDS[phase]}</span>
-      <span aria-hidden="true">{phase === 'waiting' && retryAt !== null ? <Countdown until={retryAt} /> : WORDS[phase]}</span>
+      <span className="hidden" role="status">
+        {what}: {WORDS[phase]}
+      </span>
+      <span aria-hidden="true">
+        {phase === 'waiting' && retryAt !== null ? <Countdown until={retryAt} /> : WORDS[phase]}
+      </span>
     </span>
   );
 }

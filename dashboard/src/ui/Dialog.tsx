@@ -19,8 +19,19 @@ export function Dialog({ title, children, action, danger = false, onAction, onCl
       <h2 id="dialog-title">{title}</h2>
       <div className="dialog-text">{children}</div>
       <div className="dialog-buttons">
-        <button type="button" onClick={onClose}>Cancel</button>
-        <button type="button" className={danger ? 'danger' : 'primary'} onClick={() => { onAction(); onClose(); }}>{action}</button>
+        <button type="button" onClick={onClose}>
+          Cancel
+        </button>
+        <button
+          type="button"
+          className={danger ? 'danger' : 'primary'}
+          onClick={() => {
+            onAction();
+            onClose();
+          }}
+        >
+          {action}
+        </button>
       </div>
     </dialog>
   );

@@ -10,7 +10,15 @@ export function JobStatus({ status, stopping = false }: { status: Status; stoppi
 
 export function Bar({ value, status, label }: { value: number; status: Status; label: string }) {
   return (
-    <span className={`bar ${status}`} role="progressbar" aria-label={label} aria-valuemin={0} aria-valuemax={100} aria-valuenow={Math.floor(value * 100)} aria-valuetext={percent(value)}>
+    <span
+      className={`bar ${status}`}
+      role="progressbar"
+      aria-label={label}
+      aria-valuemin={0}
+      aria-valuemax={100}
+      aria-valuenow={Math.floor(value * 100)}
+      aria-valuetext={percent(value)}
+    >
       <span style={{ width: `${value * 100}%` }} />
     </span>
   );

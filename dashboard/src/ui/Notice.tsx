@@ -13,5 +13,9 @@ export function Notice(props: { title: string; kind?: 'plain' | 'bad'; children?
 
 /** What a call failed with, while what was there before stays on the page. */
 export function Trouble({ error }: { error: Error | null }) {
-  return error ? <p className="trouble" role="alert">{error.message}</p> : null;
+  return error ? (
+    <p className="trouble" role="alert">
+      {error.message}
+    </p>
+  ) : null;
 }

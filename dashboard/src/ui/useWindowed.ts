@@ -11,7 +11,12 @@ export interface Window {
 }
 
 /** `container`: what scrolls; null: the page does, and `list` says where the rows begin in it. */
-export function useWindowed(list: RefObject<HTMLElement | null>, container: RefObject<HTMLElement | null> | null, count: number, rowPx: number): Window {
+export function useWindowed(
+  list: RefObject<HTMLElement | null>,
+  container: RefObject<HTMLElement | null> | null,
+  count: number,
+  rowPx: number,
+): Window {
   const [range, setRange] = useState<Window>({ first: 0, end: 60 });
 
   useEffect(() => {
