@@ -1,7 +1,7 @@
 """`list`, `show`, `stop`, `restart`, `attempts`: jobs, one or many."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from epochcast.cli.output import (
 from epochcast.cli.watch import follow
 
 if TYPE_CHECKING:
+    from epochcast.answers import Attempt
     from epochcast.jobs import JobError, TrainingJob
 
 
@@ -191,16 +192,14 @@ def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json 
     )
 
 
-def _attempt_row(attempt: dict[str, Any]) -> list[object]:
-    gpus = attempt.get("gpus") or []
-    started = datetime.fromisoformat(attempt["started_at"])
-    ended = datetime.fromisoformat(attempt["ended_at"]) if attempt["ended_at"] else None
+def _attempt_row(attempt: "Attempt") -> list[object]:
+    ended = attempt.ended_at or datetime.now(UTC)
     return [
-        attempt.get("number"),
-        ", ".join(member["host"] for member in attempt.get("members") or []) or attempt.get("host"),
-        ", ".join(str(gpu) for gpu in gpus) or None,
-        f"{started:%Y-%m-%d %H:%M:%S}",
-        duration(((ended or datetime.now(UTC)) - started).total_seconds()),
-        attempt.get("outcome"),
-        attempt.get("reason"),
+        attempt.number,
+        ", ".join(member.host for member in attempt.members) or attempt.host,
+        ", ".join(str(gpu) for gpu in attempt.gpus) or None,
+        f"{attempt.started_at:%Y-%m-%d %H:%M:%S}",
+        duration((ended - attempt.started_at).total_seconds()),
+        attempt.outcome,
+        attempt.reason,
     ]

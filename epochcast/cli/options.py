@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from epochcast.client import AsyncClient, Client
+    from epochcast.async_client import AsyncClient
+    from epochcast.client import Client
 
 Url = Annotated[
     str | None,
@@ -26,6 +27,6 @@ def client(url: str | None, token: str | None) -> "Client":
 
 
 def async_client(url: str | None, token: str | None) -> "AsyncClient":
-    from epochcast.client import AsyncClient
+    from epochcast.async_client import AsyncClient
 
     return AsyncClient(url, token)
