@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import epochcast
-from epochcast.cli import fleet, history, jobs, models, server, submit, watch
+from epochcast.cli import fleet, history, jobs, models, server, submit, tensorboard, watch
 from epochcast.errors import DamagedDownload, EpochcastError, IncompatibleServer, Refused, Unreachable, UsageError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (server, submit, watch, jobs, history, models, fleet):
+for part in (server, submit, watch, jobs, history, tensorboard, models, fleet):
     part.add_to(app)
 
 

@@ -138,7 +138,7 @@ def test_every_commands_help_has_an_example() -> None:
 
     commands = getattr(get_command(app), "commands")  # noqa: B009
     contract = "up submit watch list show logs stop restart models recipes hosts attempts metrics token doctor"
-    assert set(commands) == {*contract.split(), "drain", "resume"}
+    assert set(commands) == {*contract.split(), "drain", "resume", "tensorboard"}
     for name, command in commands.items():
         for leaf in (command, *getattr(command, "commands", {}).values()):
             assert name == "token" or f"epochcast {name}" in (leaf.epilog or ""), f"{name} {leaf.name} has no example"
