@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Submit PyTorch training jobs, watch them live, fetch their models.",
     epilog="Start with: epochcast up, then: epochcast submit --recipe image-classifier --watch",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

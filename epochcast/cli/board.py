@@ -35,6 +35,8 @@ class Board:
     duration_s: float | None = None
     error_message: str | None = None
     error: JobError | None = None
+    places: tuple[str, ...] = ()
+    """Where it runs, a line for each host with its GPUs; empty where that isn't asked for, or not known."""
     notice: str | None = None
     """What is wrong with the connection now."""
     has_gap: bool = False

@@ -1,19 +1,23 @@
 """`recipes`, `hosts`, `drain`, `resume`: what can be run, and where."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from epochcast.cli.options import Json, Token, Url, client
-from epochcast.cli.output import duration, plain, print_json, print_table
+from epochcast.cli.live_table import repaint
+from epochcast.cli.options import Json, Token, Url, Watch, client
+from epochcast.cli.output import duration, plain, print_json, print_table, table_of
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from epochcast.answers import Gpu, Host, Recipe, Training
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: epochcast recipes image-classifier")(recipes)
-    app.command(epilog="Example: epochcast hosts")(hosts)
+    app.command(epilog="Examples: epochcast hosts, epochcast hosts --watch")(hosts)
     app.command(epilog="Example: epochcast drain gpu-3")(drain)
     app.command(epilog="Example: epochcast resume gpu-3")(resume)
 
@@ -97,19 +101,27 @@ def resume(host: HostName, url: Url = None, token: Token = None, as_json: Json =
     print(f"{plain(host)} may take jobs again; it is {found.status}")
 
 
-def hosts(url: Url = None, token: Token = None, as_json: Json = False) -> None:
+HOST_COLUMNS = ("host", "status", "heard", "slots", "jobs", "training", "CPU", "memory GiB", "GPUs")
+
+
+def hosts(watch: Watch = False, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Show the fleet: each host's slots, load and GPUs.
 
     Heard: how long ago the host last said that it lives. Training: how long ago each of its jobs last reported; a job
     can be stuck on a host that is well.
     """
     with client(url, token) as server:
+        if watch:
+            repaint(server.hosts, _picture, as_json=as_json)
         found = server.hosts()
     if as_json:
         print_json(found)
         return
-    columns = ("host", "status", "heard", "slots", "jobs", "training", "CPU", "memory GiB", "GPUs")
-    print_table(columns, (_host_row(host) for host in found), nothing="no host has registered; start a worker")
+    print_table(HOST_COLUMNS, map(_host_row, found), nothing="no host has registered; start a worker")
+
+
+def _picture(hosts: "Sequence[Host]") -> "RenderableType":
+    return table_of(HOST_COLUMNS, map(_host_row, hosts))
 
 
 def _host_row(host: "Host") -> list[object]:

@@ -1,4 +1,4 @@
-"""A board on a terminal, repainted in place: progress bar, loss sparkline, ETA, the last log lines."""
+"""A board on a terminal, repainted in place: progress bar, ETA, loss sparkline, GPUs, the last log lines."""
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -19,6 +19,8 @@ def picture(board: Board, width: int) -> RenderableType:
     if board.losses:
         line = sparkline(board.losses, max(10, min(60, width - 24)))
         parts.append(Text.assemble(("loss  ", "bold"), (line, "cyan"), f"  {board.losses[-1]:.4g}"))
+    if board.status is Status.RUNNING:
+        parts += [Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in board.places]
     if board.metrics:
         parts.append(Text(plain(metrics_text(board.metrics)), style="dim", overflow="ellipsis", no_wrap=True))
     for level, line in board.lines[-LINES_SHOWN:]:

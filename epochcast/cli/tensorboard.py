@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from epochcast.cli.options import Json, Token, Url, async_client
+from epochcast.cli.options import Json, Token, Url, async_client, complete_job
 from epochcast.cli.output import plain, print_json
 from epochcast.errors import UsageError
 
@@ -30,7 +30,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def tensorboard(
-    jobs: Annotated[list[int], typer.Argument(metavar="JOB...", min=1, max=2**63 - 1, help="The jobs' numbers.")],
+    jobs: Annotated[
+        list[int],
+        typer.Argument(metavar="JOB...", min=1, max=2**63 - 1, help="The jobs' numbers.", autocompletion=complete_job),
+    ],
     logdir: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the event files go, a folder for each job.")
     ] = Path("epochcast-tensorboard"),

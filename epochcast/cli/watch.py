@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 from epochcast.cli.failure import summary
 from epochcast.cli.options import JobId, Json, Token, Url, async_client
 from epochcast.cli.output import console, duration, metrics_text, plain
+from epochcast.cli.places import shown_places
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -64,7 +65,15 @@ async def _follow(job_id: int, url: str | None, token: str | None, after: str | 
             board = replace(board, notice=notice_text(what))
             show(board, None)
 
-        with _display(as_json) as show:
+        def placed(lines: tuple[str, ...]) -> None:
+            nonlocal board
+            board = replace(board, places=lines)
+            show(board, None)
+
+        async with AsyncExitStack() as stack:
+            show = stack.enter_context(_display(as_json))
+            if _is_live(as_json):
+                await stack.enter_async_context(shown_places(server, lambda: board, placed))
             show(board, None)
             async with aclosing(server.watch(job_id, after=after, on_notice=notice)) as messages:
                 async for message in messages:
@@ -81,8 +90,12 @@ Show = Callable[["Board", "Message | None"], None]
 def _display(as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
         return _json_lines()
+    return _live(console()) if _is_live(as_json) else _plain_lines()
+
+
+def _is_live(as_json: bool) -> bool:
     screen = console()
-    return _live(screen) if screen.is_terminal and not screen.is_dumb_terminal else _plain_lines()
+    return not as_json and screen.is_terminal and not screen.is_dumb_terminal
 
 
 @contextmanager
