@@ -175,6 +175,16 @@ class AsyncClient:
         """Follows the job to its end; see `epochcast.watch.watch`."""
         return watch(self._transport, job_id, after=after, on_notice=on_notice)
 
+    async def show(self, job_id: int, *, after: str | None = None) -> AsyncJob:
+        """Follows the job to its end and shows it live: below a notebook's cell, as `epochcast watch` on a terminal,
+        else a line for each epoch. Interrupted, it leaves the job running. Gives the job as it is then."""
+        from epochcast.showing import begin, showing, with_ticks
+
+        with showing(await begin(self, job_id)) as shown:
+            async for message in with_ticks(self.watch(job_id, after=after, on_notice=shown.notice)):
+                shown.take(message)
+        return await self.job(job_id)
+
     async def models(self, *, limit: int = 50) -> list[AsyncModel]:
         return [AsyncModel.of(self, item) for item in await self._pages("/models", {}, limit)]
 

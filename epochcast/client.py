@@ -103,6 +103,24 @@ class Client:
             if not self._loop.is_closed:
                 self._loop.run(messages.aclose())
 
+    def show(self, job_id: int, *, after: str | None = None) -> Job:
+        # Painted by the caller's thread: output of another one would not come below the cell.
+        from epochcast.showing import begin, showing, with_ticks
+
+        with showing(self._loop.run(begin(self._async, job_id))) as shown:
+            messages = with_ticks(self._async.watch(job_id, after=after, on_notice=shown.notice))
+            try:
+                while True:
+                    try:
+                        message = self._loop.run(anext(messages))
+                    except StopAsyncIteration:
+                        break
+                    shown.take(message)
+            finally:
+                if not self._loop.is_closed:
+                    self._loop.run(messages.aclose())
+        return self.job(job_id)
+
     def models(self, *, limit: int = 50) -> list[Model]:
         return [Model.of(self, model) for model in self._loop.run(self._async.models(limit=limit))]
 

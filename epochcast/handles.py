@@ -72,6 +72,13 @@ class AsyncJob(TrainingJob):
     def watch(self, *, after: str | None = None) -> AsyncIterator[Message]:
         return self._client.watch(self.job_id, after=after)
 
+    async def show(self) -> "AsyncJob":
+        """Follows it to its end, shown live; see `AsyncClient.show`."""
+        return await self._client.show(self.job_id)
+
+    def _repr_html_(self) -> str:
+        return _picture(self)
+
     async def refreshed(self) -> "AsyncJob":
         return await self._client.job(self.job_id)
 
@@ -115,6 +122,13 @@ class Job(TrainingJob):
     def watch(self, *, after: str | None = None) -> Iterator[Message]:
         return self._client.watch(self.job_id, after=after)
 
+    def show(self) -> "Job":
+        """Follows it to its end, shown live; see `AsyncClient.show`."""
+        return self._client.show(self.job_id)
+
+    def _repr_html_(self) -> str:
+        return _picture(self)
+
     def refreshed(self) -> "Job":
         return self._client.job(self.job_id)
 
@@ -142,6 +156,14 @@ class Job(TrainingJob):
         for _ in self.watch():
             pass
         return self._client.model(_model_id(self.refreshed()))
+
+
+def _picture(job: TrainingJob) -> str:
+    """What a notebook shows of a job that is a cell's value: as it was when it was fetched."""
+    from epochcast.cli.board import board_of
+    from epochcast.notebook import picture
+
+    return picture(board_of(job))
 
 
 def _model_id(job: TrainingJob) -> int:

@@ -52,7 +52,30 @@ def board_of(job: TrainingJob) -> Board:
         total_epochs=job.total_epochs,
         attempt=job.attempt,
         pending_reason=job.pending_reason,
+        eta_s=job.eta_s,
+        stop_requested=job.stop_requested,
+        metrics=job.final_metrics or job.metrics,
+        model_id=job.model_id,
+        error_message=job.error_message,
+        error=job.error,
     )
+
+
+POINTS = 400
+"""So many epochs of the history are enough for any curve that is shown."""
+
+
+def with_history(board: Board, columns: dict[str, list[float | None]]) -> Board:
+    """The board with the losses of the epochs before now, as the metrics history has them by column."""
+    name = next((name for name in ("train_loss", "loss", "val_loss") if name in columns), None)
+    if name is None:
+        return board
+    seen = [
+        (int(epoch), loss)
+        for epoch, loss in zip(columns["epoch"], columns[name], strict=True)
+        if epoch is not None and loss is not None
+    ]
+    return replace(board, loss_epochs=tuple(epoch for epoch, _ in seen), losses=tuple(loss for _, loss in seen))
 
 
 def apply(board: Board, message: Message) -> Board:

@@ -55,10 +55,12 @@ def follow(job_id: int, url: str | None, token: str | None, *, after: str | None
 
 
 async def _follow(job_id: int, url: str | None, token: str | None, after: str | None, as_json: bool) -> "Board":
-    from epochcast.cli.board import apply, board_of, notice_text
+    from epochcast.cli.board import POINTS, apply, board_of, notice_text, with_history
 
     async with async_client(url, token) as server:
         board = board_of(await server.job(job_id))
+        if board.current_epoch > 0 and after is None and _is_live(as_json):
+            board = with_history(board, await server.metrics(job_id, max_points=POINTS))
 
         def notice(what: "Notice") -> None:
             nonlocal board
@@ -71,7 +73,7 @@ async def _follow(job_id: int, url: str | None, token: str | None, after: str | 
             show(board, None)
 
         async with AsyncExitStack() as stack:
-            show = stack.enter_context(_display(as_json))
+            show = stack.enter_context(display(as_json))
             if _is_live(as_json):
                 await stack.enter_async_context(shown_places(server, lambda: board, placed))
             show(board, None)
@@ -87,7 +89,7 @@ async def _follow(job_id: int, url: str | None, token: str | None, after: str | 
 Show = Callable[["Board", "Message | None"], None]
 
 
-def _display(as_json: bool) -> AbstractContextManager[Show]:
+def display(as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
         return _json_lines()
     return _live(console()) if _is_live(as_json) else _plain_lines()

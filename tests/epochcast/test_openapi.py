@@ -43,7 +43,7 @@ WITHOUT_A_VERB = {
     ("get", "/healthz"): "for process managers; health() reads more",
 }
 # Verbs that are no call of their own.
-MADE_OF_OTHERS = {"plan", "watch", "close"}
+MADE_OF_OTHERS = {"plan", "watch", "show", "close"}
 
 
 @pytest.fixture(scope="module")
