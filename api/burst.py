@@ -12,23 +12,21 @@ logger = structlog.get_logger(__name__)
 
 # Type, status and gap of an event that only follows the one before: it ends nothing, and nothing lacks before it.
 _PLAIN = (b"progress running - ", b"log running - ")
-# An EventId without the call of its constructor.
-_NEW = tuple.__new__
 
 
 class Burst:
-    """Events that follow `prev` without a hole, in one generation, none of them the job's last."""
+    """Events that follow one another without a hole, in one generation, none of them the job's last."""
 
-    __slots__ = ("_feed", "_messages", "_parts", "last", "prev")
+    __slots__ = ("_feed", "_messages", "_parts", "count")
 
-    def __init__(self, prev: EventId) -> None:
-        self.prev = self.last = prev
+    def __init__(self) -> None:
+        self.count = 0
         self._parts: list[bytes] = []
         self._feed: list[bytes] = []
-        self._messages: list[tuple[Entry, str]] = []
+        self._messages: list[tuple[Entry, str]] | None = None
 
-    def add(self, last: EventId, data: bytes, payload: bytes) -> None:
-        self.last = last
+    def add(self, data: bytes, payload: bytes) -> None:
+        self.count += 1
         self._feed.append(data)
         self._parts.append(frame_head(len(payload)))
         self._parts.append(payload)
@@ -39,10 +37,17 @@ class Burst:
 
     def messages(self) -> list[tuple[Entry, str]]:
         """One by one, for subscribers that can't take all at once."""
-        if not self._messages:
+        if self._messages is None:
             entries = [entry_of_feed(data) for data in self._feed]
             self._messages = [(entry, entry.payload.decode()) for entry in entries]
         return self._messages
+
+    def clear(self) -> None:
+        """Begins a new one: most are of one event, and three new lists for each would cost more than that event."""
+        self.count = 0
+        self._parts.clear()
+        self._feed.clear()
+        self._messages = None
 
 
 class Expected:
@@ -52,14 +57,23 @@ class Expected:
     an event follows the last one, and an id is never parsed.
     """
 
-    __slots__ = ("_head", "_next", "last")
+    __slots__ = ("_generation", "_head", "_next", "_seq")
 
     def __init__(self, last: EventId) -> None:
         self.follow(last)
 
+    @property
+    def last(self) -> EventId:
+        """The newest event."""
+        return EventId(self._generation, self._seq)
+
+    def before(self, count: int) -> EventId:
+        """The one that came `count` expected events before the newest."""
+        return EventId(self._generation, self._seq - count)
+
     def follow(self, last: EventId) -> None:
         """From now on what comes after `last` is expected."""
-        self.last = last
+        self._generation, self._seq = last
         self._next = b"%d-%d" % (last[0], last[1] + 1)
         self._head = b"%b %d-%d " % (self._next, *last)
 
@@ -68,13 +82,13 @@ class Expected:
         head = self._head
         if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
             return None
-        _, _, payload = data.partition(b"\n")
-        if not payload or not (payload.isascii() or is_text(payload)):
+        payload = data[data.find(b"\n", len(head)) + 1 :]
+        # Without a line's end the whole message is its head.
+        if not payload or len(payload) == len(data) or not (payload.isascii() or is_text(payload)):
             return None
         # As `follow`, with what is there already: the id that was the next one is now the one before.
-        generation, seq = self.last
-        following = b"%d-%d" % (generation, seq + 2)
-        self.last = _NEW(EventId, (generation, seq + 1))
+        seq = self._seq = self._seq + 1
+        following = b"%d-%d" % (self._generation, seq + 1)
         self._head, self._next = b"%b %b " % (following, self._next), following
         return payload
 

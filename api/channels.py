@@ -9,6 +9,7 @@ from typing import Protocol
 
 from api.burst import Burst, Expected, heard
 from api.feed import Feed
+from api.level import Level
 from api.standing import Standing
 from api.subscriber import Subscriber
 from epochcast.events import BEFORE_ALL, EventId
@@ -37,7 +38,11 @@ class Channel:
     follower: Follower | None = None
     empty_since: float | None = None
     expected: Expected = field(default_factory=lambda: Expected(BEFORE_ALL))
-    burst: Burst | None = None
+    burst: Burst = field(default_factory=Burst)
+    level: Level = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.level = Level(self.expected)
 
     @property
     def is_empty(self) -> bool:
@@ -45,16 +50,12 @@ class Channel:
 
     def hear(self, data: bytes) -> bool:
         """Whether it began a burst, which `flush` sends."""
-        before = self.expected.last
         payload = self.expected.payload(data)
         if payload is None:
             self._hear_apart(data)
             return False
-        is_first = self.burst is None
-        if self.burst is None:
-            self.burst = Burst(before)
-        self.burst.add(self.expected.last, data, payload)
-        return is_first
+        self.burst.add(data, payload)
+        return self.burst.count == 1
 
     def _hear_apart(self, data: bytes) -> None:
         """An event that ends the job or doesn't follow the last one."""
@@ -62,6 +63,7 @@ class Channel:
         if (message := heard(self.job_id, data)) is None:
             return
         entry, text = message
+        self.level.dissolve()
         self.expected.follow(entry.id)
         for subscriber in self.subscribers:
             subscriber.offer(entry, text)
@@ -69,16 +71,27 @@ class Channel:
             self.follower.hear(entry.id)
 
     def flush(self) -> None:
-        burst, self.burst = self.burst, None
-        if burst is None:
+        burst, level = self.burst, self.level
+        if burst.count == 0:
             return
         frames = burst.frames()
-        for subscriber in self.subscribers:
-            subscriber.offer_burst(burst, frames)
+        if level:
+            level.write(frames)
+        if len(level) < len(self.subscribers):
+            self._offer(burst, frames)
         if self.follower is not None:
-            self.follower.hear(burst.last)
+            self.follower.hear(self.expected.last)
+        burst.clear()
+
+    def _offer(self, burst: Burst, frames: bytes) -> None:
+        """To those who are not level; some may be then."""
+        before, last = self.expected.before(burst.count), self.expected.last
+        for subscriber in self.subscribers:
+            if not subscriber.is_level:
+                subscriber.offer_burst(before, last, burst, frames, self.level)
 
     def fall_behind(self) -> None:
+        self.flush()  # after a read that broke off: whoever is level counts these events as written
         for subscriber in self.subscribers:
             subscriber.fall_behind()
         if self.follower is not None:
@@ -122,6 +135,7 @@ class Channels:
             yield
         finally:
             channel.subscribers.discard(subscriber)
+            subscriber.leave()
             self._left(channel)
 
     def follow(self, job_id: int, follower: Follower) -> None:
@@ -153,6 +167,11 @@ class Channels:
         unsent, self._unsent = self._unsent, []
         for channel in unsent:
             channel.flush()
+
+    def note_writes(self) -> None:
+        """Tells the lines of all who are level what was written to them."""
+        for channel in self._channels.values():
+            channel.level.note_writes()
 
     def fall_behind(self, name: bytes) -> None:
         """Something may have been missed of a job's feed."""

@@ -20,6 +20,9 @@ class Line(Protocol):
     has_written: bool
     """Since somebody said False."""
 
+    stalled: Callable[[], None] | None
+    """Called when it no longer drains."""
+
     transport: asyncio.Transport
     """Where ready frames are written, only while it drains."""
 

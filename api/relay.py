@@ -159,6 +159,7 @@ class Relay:
             await asyncio.sleep(self.limits.sweep_s)
             try:
                 now = asyncio.get_running_loop().time(), time.time()
+                self.channels.note_writes()
                 for peer in list(self._peers):
                     peer.check(*now)
                 self.channels.drop_empty()

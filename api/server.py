@@ -8,7 +8,8 @@ from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.connections import GatewayConnection
-from api.sockets import FLUSH_S, PING_S, PONG_S, GatewaySocket
+from api.keepalive import PING_S, PONG_S
+from api.sockets import FLUSH_S, GatewaySocket
 from shared.settings import Settings
 
 MAX_FRAME_BYTES = 64 * 1024

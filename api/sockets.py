@@ -1,9 +1,8 @@
-"""uvicorn's WebSocket protocol, held to the contract: closes that can't hang, jittered pings, 1012 with its reason."""
+"""uvicorn's WebSocket protocol, held to the contract: closes that can't hang, 1012 with its reason, ready frames."""
 
 import asyncio
-import random
 from asyncio import AbstractEventLoop
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from starlette.types import Scope
@@ -11,7 +10,6 @@ from uvicorn._types import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallab
 from uvicorn._types import Scope as ServerScope
 from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
@@ -19,11 +17,8 @@ from websockets.server import ServerProtocol
 
 from api.burst import frame_head, is_text
 from api.closes import SERVICE_RESTART, Close
+from api.keepalive import KeptAlive
 
-PING_S = 5.0
-PONG_S = 5.0
-# 5 s without a pong after at most 5.75 s without a ping: a dead peer is gone within 11 s.
-JITTER = 0.15
 _EXTENSION = "epochcast.socket"
 # How long a closing socket may take to flush what it holds and to answer the close frame.
 FLUSH_S = 4.0
@@ -70,7 +65,7 @@ class _Rules(ServerProtocol):
         super().recv_frame(frame)
 
 
-class GatewaySocket(WebSocketsSansIOProtocol):
+class GatewaySocket(KeptAlive):
     """Differs from its parent where a peer that doesn't read would keep it: every end is bounded by an abort.
 
     It is the `Line` of its peer: messages may be written past ASGI, whole frames between the parent's own. Once
@@ -91,8 +86,9 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         self._application = self.app
         self.app = self._run_with_query
         self._is_kept = False
-        self.drains = False
+        self._drains = False
         self.has_written = False
+        self.stalled: Callable[[], None] | None = None
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -165,6 +161,16 @@ class GatewaySocket(WebSocketsSansIOProtocol):
 
     # --- the line
 
+    @property
+    def drains(self) -> bool:
+        return self._drains
+
+    @drains.setter
+    def drains(self, drains: bool) -> None:
+        self._drains = drains
+        if not drains and self.stalled is not None:
+            self.stalled()
+
     def write(self, frames: bytes) -> None:
         self.has_written = True
         self.transport.write(frames)
@@ -234,19 +240,6 @@ class GatewaySocket(WebSocketsSansIOProtocol):
         self.close_sent = True
         self._read_on()
         self.close_timer = self.loop.call_later(FLUSH_S, self.transport.abort)
-
-    def schedule_ping(self) -> None:
-        if self.ping_interval is not None:
-            # Sockets that opened together (a reconnecting crowd) shall not be pinged together for ever.
-            delay = self.ping_interval * random.uniform(1 - JITTER, 1 + JITTER)
-            self.ping_timer = self.loop.call_later(max(0.0, delay - self.last_ping_rtt), self.send_keepalive_ping)
-
-    def keepalive_timeout(self) -> None:
-        """The peer is dead or reads nothing: a close frame would wait behind what it doesn't read."""
-        self.pong_timer = None
-        self.pending_ping_payload = None
-        self.drains = False
-        self.transport.abort()
 
 
 def of(scope: Scope) -> GatewaySocket:

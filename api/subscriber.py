@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from api.burst import Burst
 from api.closes import SLOW_CONSUMER, Close, finished
 from api.history import just_before
+from api.level import Level
 from api.peer import Line
 from epochcast.events import EventId
 from epochcast.jobs import Status
@@ -66,34 +67,62 @@ class Outbox:
 class Subscriber:
     """Takes live events while it is level with the log; otherwise notes that there are some, and reads them itself.
 
-    `cursor` is the newest event that was sent or queued. Nothing here waits: `offer` and `offer_burst` are called by
-    the relay for all that is published. `line`: where messages may be written past the queue; None: always through it.
+    Nothing here waits: `offer` and `offer_burst` are called by the relay for all that is published. `line`: where
+    messages may be written past the queue; None: always through it.
     """
 
     def __init__(self, job_id: int, outbox: Outbox, line: Line | None = None) -> None:
         self.job_id = job_id
         self.outbox = outbox
         self._line = line
-        self.cursor = EventId(0, 0)
+        self._level: Level | None = None
+        self._cursor = EventId(0, 0)
         self.is_behind = True
         self.has_missed = False
         """A live event passed by while it was behind, so that the log must be read once more."""
         self.is_beyond_end = False
         """Its cursor is later than anything that is known of the job."""
 
-    def offer_burst(self, burst: Burst, frames: bytes) -> None:
-        """Live events, written at once while nothing is before them and the peer drains."""
+    @property
+    def cursor(self) -> EventId:
+        """The newest event that was sent or queued."""
+        return self._cursor if self._level is None else self._level.last
+
+    @cursor.setter
+    def cursor(self, cursor: EventId) -> None:
+        self.leave()
+        self._cursor = cursor
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the relay writes to it without asking."""
+        return self._level is not None
+
+    def leave(self) -> None:
+        """It is no longer level, if it was."""
+        level, self._level = self._level, None
+        if level is not None:
+            self._cursor = level.last
+            level.leave(self)
+
+    def offer_burst(self, before: EventId, last: EventId, burst: Burst, frames: bytes, level: Level) -> None:
+        """Live events after `before`, the newest of them `last`; written at once while nothing waits to be sent before
+        them and the peer drains, and then it is level."""
         line = self._line
-        if self.outbox.is_idle and line is not None and line.drains and self.cursor == burst.prev:
-            self.cursor = burst.last
+        if self.outbox.is_idle and line is not None and line.drains and self._cursor == before:
+            self._cursor = last
             line.has_written = True
             line.transport.write(frames)
+            if line.drains:  # still
+                self._level = level
+                level.join(self, line)
             return
         for entry, text in burst.messages():
             self.offer(entry, text)
 
     def offer(self, entry: Entry, text: str) -> None:
         """A live event."""
+        self.leave()
         if self.is_behind:
             self.has_missed = True
         elif self._is_known(entry):
@@ -118,6 +147,7 @@ class Subscriber:
 
     def fall_behind(self) -> None:
         """From now on live events don't count, until the log was read up to its end."""
+        self.leave()
         self.is_behind = True
         self.has_missed = True
         self.outbox.wake()

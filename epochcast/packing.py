@@ -47,6 +47,8 @@ class Package:
 def choose(script: str | Path, folder: str | Path | None = None) -> Package:
     """The files to send with `script`: its folder's, or `folder`'s, without what git ignores. Raises UsageError."""
     path = Path(script)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name the script in it that is to run, as in {path / 'train.py'}")
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; name a Python script, or a recipe with --recipe")
     if path.suffix != ".py":

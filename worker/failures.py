@@ -3,6 +3,7 @@
 import errno
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,10 +92,11 @@ def from_exit(
     rank: int | None = None,
     epoch: int | None = None,
     step: int | None = None,
+    last_lines: Sequence[str] = (),
 ) -> JobError:
     """The typed error of a trainer that ended without saying why. `returncode`: negative for a signal.
 
-    `kernel_killed`: whether the kernel killed it because memory ran out (`OomKills`).
+    `kernel_killed`: whether the kernel killed it because memory ran out (`OomKills`). `last_lines`: of its stderr.
     """
     where = {"rank": rank, "epoch": epoch, "step": step}
     if returncode >= 0:
@@ -102,7 +104,7 @@ def from_exit(
             {
                 "type": "user_error",
                 "message": f"the script exited with code {returncode}",
-                "detail": "see the last lines of its log for the reason",
+                "detail": _said_last(last_lines) or "it printed nothing on stderr; its log may name the reason",
                 "exit_code": returncode,
                 **where,
             }
@@ -114,9 +116,13 @@ def from_exit(
         content = {
             "type": "user_error",
             "message": f"the script was killed by {name}",
-            "detail": _SIGNAL_HINTS.get(name),
+            "detail": "\n".join(filter(None, (_SIGNAL_HINTS.get(name), _said_last(last_lines)))) or None,
         }
     return JobError.model_validate({**content, "signal": name, **where})
+
+
+def _said_last(lines: Sequence[str]) -> str:
+    return _cut_front("\n".join(["the last lines on its stderr:", *lines]), _DETAIL_BYTES) if lines else ""
 
 
 def with_kills(error: JobError, kills: OomKills) -> JobError:

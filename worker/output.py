@@ -1,6 +1,7 @@
 """The trainer's stdout and stderr: read as they come, kept raw for the log artifact up to a limit."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from worker.lines import Level, LevelReader, LineSplitter
 
 OUTPUT_KEPT_BYTES = 64 * 2**20
 _READ_BYTES = 256 * 1024
+# What tells why a script ended itself is at its end: argparse prints a usage of some lines and then its error.
+_LAST_LINES = 6
 
 
 class OutputFile:
@@ -27,11 +30,15 @@ class OutputFile:
 
 
 class OutputStream:
-    """One pipe of a trainer, whose bytes are kept in `output`; `rank` other than 0 is named in each line."""
+    """One pipe of a trainer, whose bytes are kept in `output`; `rank` other than 0 is named in each line.
+
+    `last_lines`: the newest few that say something, without the rank.
+    """
 
     def __init__(self, descriptor: int, rank: int, output: OutputFile) -> None:
         self.descriptor = descriptor
         self.is_closed = False
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._rank = rank
         self._output = output
         self._splitter = LineSplitter()
@@ -48,6 +55,8 @@ class OutputStream:
         else:
             self.is_closed = True
         for line in self._splitter.feed(block) if block else self._splitter.finish():
+            if line.strip():
+                self.last_lines.append(line)
             yield self._levels.level_of(line), named(line, self._rank)
 
 

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 import structlog
 
@@ -40,6 +41,8 @@ STRAYS_GONE_S = 10.0
 FAILED_ENDS_WITHIN_S = 15.0
 # One a rank and some for helpers of the script; the rest of this process's descriptors are the platform's.
 MAX_CONNECTIONS = 256
+# Of what is there at one look: a script prints, then reports what it computed or ends with a traceback.
+_STDOUT, _STDERR, _PACKETS = 1, 2, 3
 
 
 class Supervisor:
@@ -75,11 +78,11 @@ class Supervisor:
         self._requests = requests
         self._has_others = len(ranks) > 1 or spec.resources.nodes > 1
         self._outputs = [OutputFile(workspace.output(rank)) for rank in ranks]
-        self._open_streams = {
-            OutputStream(descriptor, rank, output)
-            for rank, output, ends in zip(ranks, self._outputs, tree.streams, strict=True)
-            for descriptor in ends
-        }
+        self._open_streams: set[OutputStream] = set()
+        self._stderr: dict[int, OutputStream] = {}
+        for rank, output, ends in zip(ranks, self._outputs, tree.streams, strict=True):
+            stdout, self._stderr[rank] = (OutputStream(descriptor, rank, output) for descriptor in ends)
+            self._open_streams |= {stdout, self._stderr[rank]}
         self._connections: set[socket.socket] = set()
         self._conversation = Conversation(spec, workspace.out, narrator, uploader, shards, self._end)
         self._on_cut = on_cut
@@ -114,7 +117,8 @@ class Supervisor:
         self._watch(self._socket.listener, self._accept)
         self._watch(self._tree.lifeline, self._hear_launcher)
         for stream in self._open_streams:
-            self._watch(stream.descriptor, partial(self._read_output, stream))
+            is_stderr = stream in self._stderr.values()
+            self._watch(stream.descriptor, partial(self._read_output, stream), _STDERR if is_stderr else _STDOUT)
         if self._tree.agent.connection is not None:
             self._watch(self._tree.agent.connection, self._hear_agent)
         try:
@@ -131,8 +135,8 @@ class Supervisor:
                 connection.close()
         return self._ending()
 
-    def _watch(self, file: int | socket.socket, handler: Callable[[], None]) -> None:
-        self._selector.register(file, selectors.EVENT_READ, handler)
+    def _watch(self, file: int | socket.socket, handler: Callable[[], None], turn: int = 0) -> None:
+        self._selector.register(file, selectors.EVENT_READ, (turn, handler))
 
     def _wait_s(self) -> float:
         deadlines = [time.monotonic() + TICK_S]
@@ -140,8 +144,8 @@ class Supervisor:
         return max(0.0, min(deadlines) - time.monotonic())
 
     def _turn(self, timeout_s: float) -> None:
-        for key, _ in self._selector.select(timeout_s):
-            key.data()
+        for _, handler in sorted((key.data for key, _ in self._selector.select(timeout_s)), key=itemgetter(0)):
+            handler()
         self._conversation.merge_when_due()
         self._narrator.tell_dropped()
 
@@ -150,7 +154,7 @@ class Supervisor:
     def _accept(self) -> None:
         for connection in self._socket.accept(self._tree.launcher, MAX_CONNECTIONS - len(self._connections)):
             self._connections.add(connection)
-            self._watch(connection, partial(self._read_packets, connection))
+            self._watch(connection, partial(self._read_packets, connection), _PACKETS)
 
     def _read_packets(self, connection: socket.socket) -> None:
         for packet in packets(connection):
@@ -269,11 +273,13 @@ class Supervisor:
         job = self._narrator.state.job
         exit_error = None
         if code != 0:
+            stderr = self._stderr.get(self._tree.exit_rank)
             exit_error = from_exit(
                 code if code is not None else -signal.SIGKILL,
                 kernel_killed=code in (-signal.SIGKILL, None) and self._oom_kills.has_killed(self._tree.trainers),
                 epoch=job.current_epoch or None,
                 rank=self._tree.exit_rank,
+                last_lines=tuple(stderr.last_lines) if stderr is not None else (),
             )
         return Ending(
             exit_code=code,

@@ -70,7 +70,7 @@ def main() -> int:
         return 1
     except BaseException as error:
         if os.getpid() != own:
-            _print(error)  # a child that the script forked: the script hears its exit code, and goes on or not
+            _print(error, script)  # a child that the script forked: the script hears its exit code, and goes on or not
             return 1
         _report(error, job, script, folder)
         return 1
@@ -170,15 +170,19 @@ def _report(error: BaseException, job: JobFile, script: Path, folder: Path) -> N
         print(f"ERROR: {error}", file=sys.stderr)
         failed = failed.model_copy(update={"traceback": None})
     else:
-        _print(error)  # the log has all of it, the typed error its end
+        _print(error, script)  # the log has all of it, the typed error its end
     _send(failed)
     if failed.type == "cuda_oom" and oom_snapshot.is_recorded():
         _keep_snapshot(job.out_dir, failed.rank or 0)
 
 
-def _print(error: BaseException) -> None:
+def _print(error: BaseException, script: Path) -> None:
+    """As Python does, which knows nothing of the frames that called the script."""
+    own = error.__traceback__
+    while own is not None and own.tb_frame.f_code.co_filename != str(script):
+        own = own.tb_next
     try:
-        traceback.print_exception(error)
+        traceback.print_exception(type(error), error, own or error.__traceback__)
     except Exception as fault:  # a script's own exception class, or a stderr that it closed
         _complain(f"the traceback can't be printed: {type(fault).__name__}")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from epochcast.packing import Package
 
 SHOWN_FILES = 12
+SHOWN_COMMAND = 400
 
 
 def add_to(app: typer.Typer) -> None:
@@ -150,7 +151,13 @@ def _show_package(package: "Package", fields: Any, as_json: bool) -> None:
         print(f"  … and {len(package.files) - SHOWN_FILES} more", file=out)
     for path, reason in package.left_out:
         print(f"  left out: {plain(path)} ({reason})", file=out)
-    print(f"runs: {plain(shlex.join(['python', package.entrypoint, *fields['args']]))}", file=out)
+    print(f"runs: {_cut(plain(shlex.join(['python', package.entrypoint, *fields['args']])))}", file=out)
+
+
+def _cut(command: str) -> str:
+    """A command that would fill the screen, in part."""
+    more = len(command) - SHOWN_COMMAND
+    return command if more <= 0 else f"{command[:SHOWN_COMMAND]} … and {more:,} characters more"
 
 
 def size_text(count: int) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from shared.embedded import free_port
 from shared.processes import dies_with_parent, end
@@ -89,7 +89,7 @@ async def _try(url: str) -> ClientConnection | None:
     """An open socket that has had its first message; None when it was refused or its process is gone."""
     try:
         socket = await connect(url, open_timeout=20)
-    except OSError:
+    except (OSError, InvalidMessage):  # the latter when its process died before it answered
         return None
     try:
         await receive(socket, timeout_s=20)

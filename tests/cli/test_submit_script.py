@@ -76,6 +76,10 @@ def test_a_dry_run_shows_what_would_be_sent_and_submits_nothing(
         before = [job.job_id for job in client.jobs()]
         assert run(["submit", str(tmp_path / "train.py"), "--dry-run", "--url", platform.url]) == 0
         assert "sending 1 file, 9 B" in capsys.readouterr().out
+        assert run(["submit", str(tmp_path / "train.py"), "--dry-run", "--url", platform.url, "--", "x" * 10_000]) == 0
+        printed = capsys.readouterr().out
+        assert "characters more" in printed
+        assert len(printed) < 2_000
         assert [job.job_id for job in client.jobs()] == before
 
 

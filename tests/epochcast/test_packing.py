@@ -98,7 +98,12 @@ def test_a_folder_that_is_too_large_is_refused_before_it_is_packed(
 
 @pytest.mark.parametrize(
     ("script", "folder", "says"),
-    [("none.py", None, "no such file"), ("notes.md", None, r"\.py"), ("train.py", "sub", "is not in")],
+    [
+        ("none.py", None, "no such file"),
+        (".", None, "is a folder; name the script"),
+        ("notes.md", None, r"\.py"),
+        ("train.py", "sub", "is not in"),
+    ],
 )
 def test_a_wrong_script_is_named(tmp_path: Path, script: str, folder: str | None, says: str) -> None:
     make(tmp_path, "train.py", "notes.md", "sub/a.py")

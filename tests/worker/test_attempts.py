@@ -53,18 +53,31 @@ def test_a_script_that_knows_nothing_of_us_runs_and_its_output_is_its_log(host: 
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "message", "printed"),
     [
-        ("import sys; sys.exit(3)", "the script exited with code 3"),
-        ("import os; os.kill(os.getpid(), 11)", "the script was killed by SIGSEGV"),
+        ("import sys; sys.exit(3)", "the script exited with code 3", "printed nothing on stderr"),
+        (
+            "import argparse; argparse.ArgumentParser(prog='train.py').parse_args(['--epohcs=3'])",
+            "the script exited with code 2",
+            "train.py: error: unrecognized arguments: --epohcs=3",
+        ),
+        (
+            "import os; os.write(2, b'terminate called after throwing\\n'); os.abort()",
+            "the script was killed by SIGABRT",
+            "terminate called after throwing",
+        ),
+        ("import os; os.kill(os.getpid(), 11)", "the script was killed by SIGSEGV", ""),
     ],
 )
-def test_a_failing_script_ends_in_a_typed_error(host: Host, script: str, message: str) -> None:
+def test_a_failing_script_ends_in_a_typed_error(host: Host, script: str, message: str, printed: str) -> None:
     job = host.run(script, total_epochs=1)
     assert job.status is Status.FAILED
     assert job.error is not None
     assert (job.error.type, job.error.host) == ("user_error", host.settings.host_name)
     assert job.error_message == message
+    if printed:
+        assert job.error.detail is not None
+        assert printed in job.error.detail
     last = host.messages(job.job_id)[-1]
     assert isinstance(last, Error)
     assert last.error_message == message

@@ -1,5 +1,6 @@
 """A job of a user's own code on a real host: its files, arguments, environment, packages, and how it fails."""
 
+import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from uv import find_uv_bin
 
 from epochcast.events import Log
 from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
@@ -169,8 +171,20 @@ def needy(folder: Path) -> dict[str, bytes]:
     return {"train.py": NEEDY, "requirements.txt": REQUIREMENTS, name: wheel(folder)}
 
 
+@pytest.fixture(params=["pip", "uv"])
+def installer(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tool that hosts find, whatever there is on this machine."""
+    others = [folder for folder in os.get_exec_path() if not Path(folder, "uv").exists()]
+    if request.param == "uv":
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "uv").symlink_to(find_uv_bin())
+        others.insert(0, str(tmp_path / "bin"))
+    monkeypatch.setenv("PATH", os.pathsep.join(others))
+    return str(request.param)
+
+
 def test_requirements_become_one_environment_that_attempts_share_and_torch_is_not_installed_again(
-    make_host: Callable[..., Host], tmp_path: Path
+    installer: str, make_host: Callable[..., Host], tmp_path: Path
 ) -> None:
     host = make_host(slots=2)
     content = keep(host, tmp_path / "code", needy(tmp_path))
@@ -186,18 +200,21 @@ def test_requirements_become_one_environment_that_attempts_share_and_torch_is_no
     [environment] = [path for path in (host.settings.work_dir / "venvs").iterdir() if path.is_dir()]
     assert prefixes == {str(environment)}
     built = [line for job_id in jobs for line in host.logs(job_id) if line.startswith("building an environment")]
-    assert len(built) == 1, "two attempts at once built two"
+    assert built == [f"building an environment for requirements.txt with {installer}"], "two attempts at once built two"
 
 
-def test_a_failing_install_is_an_environment_error_with_the_tools_own_words(host: Host, tmp_path: Path) -> None:
+def test_a_failing_install_is_an_environment_error_with_the_tools_own_words(
+    installer: str, host: Host, tmp_path: Path
+) -> None:
     files = {"train.py": b"", "requirements.txt": b"--no-index\nno-such-package-anywhere==7\n"}
     job = run(host, keep(host, tmp_path / "code", files))
     assert job.status is Status.FAILED
     assert job.error is not None
     assert (job.error.type, job.error.retryable) == ("environment", True)
-    assert job.error_message == "the environment for requirements.txt could not be built: pip exited with 1"
+    assert job.error_message == f"the environment for requirements.txt could not be built: {installer} exited with 1"
     assert "no-such-package-anywhere==7" in (job.error.detail or "")
-    assert any("No matching distribution found" in line for line in host.logs(job.job_id))
+    said = {"pip": "No matching distribution found", "uv": "No solution found"}[installer]
+    assert any(said in line for line in host.logs(job.job_id))
 
 
 def test_a_stop_ends_the_building_of_an_environment(host: Host, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ CROWDED = """
     sys.exit(main())
 """
 TABLE = {"dataset": "breast-cancer", "batch_size": 32, "dropout": 0.0}
+IMAGES = {"dataset": "digits", "width": 4, "batch_size": 64, "dropout": 0.0}
 TEXT = {"layers": 1, "width": 16, "heads": 1, "context": 16, "micro_batch_size": 8, "steps_per_epoch": 10}
 
 
@@ -43,7 +44,11 @@ def attempt(host: Host, job_id: int, limit: int, epoch: int = 2) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "hyperparameters", "limit", "before", "after"),
-    [("tabular-classifier", TABLE, 16, 32, 16), ("language-model", TEXT, 4 * 16, 8, 4)],
+    [
+        ("tabular-classifier", TABLE, 16, 32, 16),
+        ("image-classifier", IMAGES, 32, 64, 32),
+        ("language-model", TEXT, 4 * 16, 8, 4),
+    ],
 )
 def test_recipe_goes_on_from_its_checkpoint_with_half_the_micro_batch(
     host: Host, recipe: str, hyperparameters: dict[str, Any], limit: int, before: int, after: int

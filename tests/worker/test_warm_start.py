@@ -364,6 +364,8 @@ def test_an_error_of_a_forked_script_is_told_as_that_of_a_new_one(host: Host, tm
         lines = [re.sub(r"jobs/\d+/\d+", "jobs", line) for line in host.logs(job_id)]
         told.append((re.sub(r"jobs/\d+/\d+", "jobs", error.traceback or ""), lines[1:]))
         assert lines[0] == ("cold" if env else "warm")
+        assert lines[1] == "Traceback (most recent call last):"
+        assert "train.py" in lines[2], "the platform's own frames are no part of it"
     assert told[0] == told[1]
 
 

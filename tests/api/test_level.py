@@ -1,0 +1,132 @@
+"""Who is written to without being asked: those for whom the next event is the next one, and only while they read."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from api.channels import Channel
+from api.subscriber import Outbox, Subscriber
+from epochcast.events import EventId
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """A line that keeps what is written, and stalls once that is `room` bytes."""
+
+    def __init__(self, room: int = 10**6) -> None:
+        self.drains = True
+        self.has_written = False
+        self.stalled: Any = None
+        self.written = b""
+        self.room = room
+        self.transport = cast(asyncio.Transport, self)
+
+    def write(self, frames: bytes) -> None:
+        self.written += frames
+        if len(self.written) >= self.room:
+            self.drains = False
+            if self.stalled is not None:
+                self.stalled()
+
+
+def event(seq: int, *, prev: int | None = None, kind: str = "progress", status: str = "running") -> bytes:
+    before = seq - 1 if prev is None else prev
+    return b"2-%d 2-%d %b %b - alice\n{%d}" % (seq, before, kind.encode(), status.encode(), seq)
+
+
+def frame(seq: int) -> bytes:
+    payload = b"{%d}" % seq
+    return bytes((0x81, len(payload))) + payload
+
+
+async def level_subscriber(channel: Channel, line: Recorder) -> Subscriber:
+    """One that has everything up to 2-1 and waits."""
+    subscriber = Subscriber(channel.job_id, Outbox(10**6, lambda close: None), cast(Any, line))
+    subscriber.cursor = EventId(2, 1)
+    subscriber.is_behind = False
+    subscriber.outbox.is_idle = True
+    channel.subscribers.add(subscriber)
+    return subscriber
+
+
+def channel_at_one() -> Channel:
+    channel = Channel(7)
+    channel.expected.follow(EventId(2, 1))
+    return channel
+
+
+def hear(channel: Channel, *events: bytes) -> None:
+    """One read from Redis."""
+    for data in events:
+        channel.hear(data)
+    channel.flush()
+
+
+async def test_all_are_level_after_their_first_burst_and_get_each_event_once() -> None:
+    channel, lines = channel_at_one(), [Recorder() for _ in range(3)]
+    subscribers = [await level_subscriber(channel, line) for line in lines]
+    hear(channel, event(2))
+    assert len(channel.level) == 3
+    hear(channel, event(3), event(4, kind="log"))
+    assert [line.written for line in lines] == [frame(2) + frame(3) + frame(4)] * 3
+    assert {subscriber.cursor for subscriber in subscribers} == {EventId(2, 4)}
+
+
+async def test_one_that_stalls_in_a_fan_out_leaves_alone_and_loses_nothing() -> None:
+    channel = channel_at_one()
+    stalling, others = Recorder(room=2 * len(frame(2))), [Recorder() for _ in range(4)]
+    subscribers = [await level_subscriber(channel, line) for line in (*others[:2], stalling, *others[2:])]
+    for seq in (2, 3, 4):
+        hear(channel, event(seq))
+    assert [line.written for line in others] == [frame(2) + frame(3) + frame(4)] * 4
+    assert stalling.written == frame(2) + frame(3)
+    (slow,) = [subscriber for subscriber in subscribers if not subscriber.is_level]
+    waiting = slow.outbox.take()
+    assert waiting is not None
+    assert (waiting.id, waiting.text, slow.outbox.take()) == (EventId(2, 4), "{4}", None)
+
+
+async def test_an_event_that_does_not_follow_is_for_each_to_look_at() -> None:
+    channel, line = channel_at_one(), Recorder()
+    subscriber = await level_subscriber(channel, line)
+    hear(channel, event(2))
+    hear(channel, event(5, prev=4))
+    assert not channel.level
+    assert subscriber.is_behind, "3 and 4 have to be read"
+    assert (line.written, subscriber.cursor) == (frame(2), EventId(2, 2))
+
+
+async def test_the_last_event_goes_through_the_queue_with_its_close() -> None:
+    channel, line = channel_at_one(), Recorder()
+    subscriber = await level_subscriber(channel, line)
+    hear(channel, event(2), event(3, kind="complete", status="succeeded"))
+    last = subscriber.outbox.take()
+    assert line.written == frame(2)
+    assert last is not None
+    assert last.close is not None
+    assert (last.id, last.close.reason) == (EventId(2, 3), "succeeded")
+
+
+async def test_a_read_that_breaks_off_costs_no_event() -> None:
+    channel, line = channel_at_one(), Recorder()
+    subscriber = await level_subscriber(channel, line)
+    hear(channel, event(2))
+    channel.hear(event(3))  # and no flush: the connection broke
+    channel.fall_behind()
+    assert subscriber.is_behind
+    assert (line.written, subscriber.cursor) == (frame(2) + frame(3), EventId(2, 3))
+
+
+async def test_what_was_written_to_all_keeps_each_from_being_idle() -> None:
+    channel, line = channel_at_one(), Recorder()
+    await level_subscriber(channel, line)
+    hear(channel, event(2))
+    line.has_written = False
+    channel.level.note_writes()
+    channel.level.note_writes()
+    hear(channel, event(3))
+    assert not line.has_written
+    channel.level.note_writes()
+    assert line.has_written
