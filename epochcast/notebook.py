@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from epochcast.cli.board import levels, spans_decades
 from epochcast.cli.output import duration, metrics_text, plain
 from epochcast.jobs import Status
 
@@ -74,7 +75,8 @@ def picture(board: "Board") -> str:
     """The whole display. Colours that say nothing are the page's own: it may be dark."""
     parts = [_title(board), _bar(board)]
     if board.losses:
-        parts.append(f"<div>{_curve(board.losses)} loss {board.losses[-1]:.4g}</div>")
+        scale = " (log scale)" if spans_decades(board.losses) else ""
+        parts.append(f"<div>{_curve(levels(board.losses))} loss{scale} {board.losses[-1]:.4g}</div>")
     if board.metrics:
         parts.append(f'<div style="opacity:.7">{_safe(metrics_text(board.metrics))}</div>')
     if board.lines:
@@ -117,7 +119,7 @@ def _bar(board: "Board") -> str:
 
 
 def _curve(losses: tuple[float, ...]) -> str:
-    """The losses as one line between their least and greatest; of very many, every n-th and the last."""
+    """One line between the least and the greatest; of very many, every n-th and the last."""
     if len(losses) > POINTS:
         step = -(-len(losses) // POINTS)
         losses = (*losses[::step], losses[-1])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import log10
 from typing import assert_never
 
 from epochcast.following import Connected, Message, Notice, Polling, Reconnecting
@@ -140,6 +141,20 @@ def notice_text(notice: Notice) -> str | None:
             return f"no WebSocket ({reason}); polling instead"
         case _:
             assert_never(notice)
+
+
+LOG_FROM = 30.0
+"""A loss that falls so many times over is flat on a linear scale after its first epochs."""
+
+
+def spans_decades(losses: tuple[float, ...]) -> bool:
+    """Whether a curve of them should have a logarithmic scale."""
+    return bool(losses) and min(losses) > 0 and max(losses) / min(losses) >= LOG_FROM
+
+
+def levels(losses: tuple[float, ...]) -> tuple[float, ...]:
+    """The heights of a curve: the losses, or their logarithms."""
+    return tuple(log10(loss) for loss in losses) if spans_decades(losses) else losses
 
 
 BARS = "▁▂▃▄▅▆▇█"
