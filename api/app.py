@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 import epochcast
-from api import page, problems, stream
+from api import asyncapi, page, problems, stream
 from api.auth import Authenticator
 from api.fast_lane import FastLane
 from api.gate import Gate
@@ -65,6 +65,7 @@ def create_app(settings: Settings, limits: Limits | None = None, static: Path = 
     for routes in (history, jobs, code, models, recipes, hosts):
         app.include_router(routes.router, prefix=API)
     app.include_router(stream.router, prefix=API)
+    app.include_router(asyncapi.router, prefix=API)
     app.include_router(health.router)
     app.include_router(page.router_for(static))
     _install_middleware(app, settings)

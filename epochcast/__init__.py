@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from epochcast.client import AsyncClient, Client
+    from epochcast.async_client import AsyncClient
+    from epochcast.client import Client
     from epochcast.training import Run, init
 
 __all__ = ["AsyncClient", "Client", "Run", "init"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncClient": "epochcast.client",
+    "AsyncClient": "epochcast.async_client",
     "Client": "epochcast.client",
     "Run": "epochcast.training",
     "init": "epochcast.training",

@@ -1,232 +1,18 @@
-"""The platform from Python: `AsyncClient`, and the thin blocking `Client` for scripts and notebooks."""
+"""The platform from blocking Python, for scripts and notebooks: `Client`."""
 
-import asyncio
-import re
-import tempfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
-from urllib.parse import quote
-from uuid import uuid4
+from typing import Literal, Self, Unpack
 
-from pydantic import TypeAdapter
-
-from epochcast import connection, packing
-from epochcast.downloads import OnBytes, download
-from epochcast.errors import UsageError
-from epochcast.events import Event, Log
-from epochcast.following import Message, OnNotice, Place, cursor, unnoticed
-from epochcast.handles import AsyncJob, AsyncModel, Job, Model, Submission, spec_of
-from epochcast.jobs import HOST_NAME, Status
+from epochcast.answers import Artifact, Attempt, Health, Host, Plan, Recipe
+from epochcast.async_client import AsyncClient, Script
+from epochcast.downloads import OnBytes
+from epochcast.events import Log
+from epochcast.following import Message, OnNotice, unnoticed
+from epochcast.handles import Columns, Job, Model, Submission
+from epochcast.jobs import Status
 from epochcast.loop_thread import LoopThread
 from epochcast.packing import Package
-from epochcast.transport import Transport, understood
-from epochcast.watch import watch
-
-JOBS = "/training-jobs"
-PAGE = 200
-# The server unpacks and checks what it was sent before it answers.
-UPLOAD_S = 600.0
-Script = str | Path | Package
-M = TypeVar("M", bound=Message)
-_EVENTS: TypeAdapter[list[Message]] = TypeAdapter(list[Event])
-_LOGS: TypeAdapter[list[Log]] = TypeAdapter(list[Log])
-
-
-class AsyncClient:
-    """One server, one owner. Found as the command line finds it: arguments, environment, a platform that runs here.
-
-    Every verb raises Unreachable when no answer comes and Refused (by its leaves) when the server says no.
-    """
-
-    def __init__(self, url: str | None = None, token: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self.connection = connection.find(url, token)
-        self._transport = Transport(self.connection, timeout_s)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        await self._transport.close()
-
-    async def submit(
-        self, script: Script | None = None, *, idempotency_key: str | None = None, **fields: Unpack[Submission]
-    ) -> AsyncJob:
-        """Submits a recipe, or a script of yours with its folder (`packing.choose` names another folder).
-
-        A key of your own makes it safe to submit again after a crash; lost answers are anyway.
-        """
-        content = await self._transport.json(
-            "POST",
-            JOBS,
-            body=await self._body(script, fields),
-            headers={"Idempotency-Key": idempotency_key or uuid4().hex},
-            is_repeatable=True,
-        )
-        return AsyncJob.of(self, content)
-
-    async def upload(self, package: Package) -> str:
-        """Sends the files, once: the server knows what it has. Returns the bundle's name, `sha256:…`."""
-        with tempfile.TemporaryFile() as file:
-            await asyncio.to_thread(packing.write, package, file)
-            if file.tell() > packing.MAX_ARCHIVE_BYTES:
-                raise UsageError(f"{package.folder} packs to {file.tell():,} bytes; the limit is 256 MiB")
-            answer = await self._transport.upload("/code", file, "application/gzip", UPLOAD_S)
-        with understood("bundle"):
-            return str(answer["bundle"])
-
-    async def _body(self, script: Script | None, fields: Submission) -> dict[str, Any]:
-        """What is submitted. A script's folder is sent first, once everything else about the job is right."""
-        package = await asyncio.to_thread(packing.choose, script) if isinstance(script, str | Path) else script
-        spec = spec_of(fields, package)
-        if package is not None:
-            spec = spec.model_copy(update={"bundle": await self.upload(package)})
-        return spec.model_dump(mode="json", exclude_unset=True)
-
-    async def plan(self, script: Script | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
-        """What `submit` would do: the resolved spec, the hosts that fit, the place in the queue. Stores no job."""
-        body = await self._body(script, fields)
-        plan: dict[str, Any] = await self._transport.json(
-            "POST", JOBS, query={"dry_run": "true"}, body=body, is_repeatable=True
-        )
-        return plan
-
-    async def jobs(
-        self,
-        *,
-        status: Status | str | None = None,
-        owner: str | None = None,
-        tag: str | None = None,
-        recipe: str | None = None,
-        limit: int = 50,
-    ) -> list[AsyncJob]:
-        """The newest `limit` jobs that match, newest first."""
-        query = {"status": status, "owner": owner, "tag": tag, "recipe": recipe}
-        return [AsyncJob.of(self, item) for item in await self._pages(JOBS, query, limit)]
-
-    async def job(self, job_id: int) -> AsyncJob:
-        return AsyncJob.of(self, await self._transport.json("GET", f"{JOBS}/{job_id}"))
-
-    async def stop(self, job_id: int) -> AsyncJob:
-        """Asks the job to stop; it does after its step or epoch, with a checkpoint."""
-        return AsyncJob.of(self, await self._transport.json("POST", f"{JOBS}/{job_id}/stop", is_repeatable=True))
-
-    async def restart(self, job_id: int, *, from_scratch: bool = False) -> AsyncJob:
-        """Queues a failed or stopped job again, from its last checkpoint unless `from_scratch`."""
-        body = {"from_scratch": from_scratch}
-        return AsyncJob.of(self, await self._transport.json("POST", f"{JOBS}/{job_id}/restart", body=body))
-
-    async def metrics(self, job_id: int, *, max_points: int | None = None) -> dict[str, list[float | None]]:
-        """The history by column, `epoch` among them."""
-        columns: dict[str, list[float | None]] = await self._transport.json(
-            "GET", f"{JOBS}/{job_id}/metrics", query={"max_points": max_points}
-        )
-        return columns
-
-    async def events(self, job_id: int, *, after: str = "0") -> list[Message]:
-        """The event log after the message with id `after`."""
-        return await self._after(job_id, "events", after, {}, _EVENTS)
-
-    async def logs(self, job_id: int, *, after: str = "0", level: str | None = None) -> list[Log]:
-        """The log lines after `after`, of `level` and above."""
-        return await self._after(job_id, "logs", after, {"level": level, "limit": 1000}, _LOGS)
-
-    async def attempts(self, job_id: int) -> list[dict[str, Any]]:
-        return _items(await self._transport.json("GET", f"{JOBS}/{job_id}/attempts"))
-
-    def watch(
-        self, job_id: int, *, after: str | None = None, on_notice: OnNotice = unnoticed
-    ) -> AsyncGenerator[Message, None]:
-        """Follows the job to its end; see `epochcast.watch.watch`."""
-        return watch(self._transport, job_id, after=after, on_notice=on_notice)
-
-    async def models(self, *, limit: int = 50) -> list[AsyncModel]:
-        return [AsyncModel.of(self, item) for item in await self._pages("/models", {}, limit)]
-
-    async def model(self, model_id: int) -> AsyncModel:
-        return AsyncModel.of(self, await self._transport.json("GET", f"/models/{model_id}"))
-
-    async def download_model(
-        self, model_id: int, path: str | Path | None = None, on_bytes: OnBytes = lambda _done: None
-    ) -> Path:
-        """The model's safetensors file at `path`: a file, or a folder for `model-7.safetensors` (default: here)."""
-        model = await self.model(model_id)
-        target = Path(path) if path is not None else Path()
-        if target.is_dir():
-            target /= f"model-{model_id}.safetensors"
-        source = f"/models/{model_id}/file"
-        return await download(self._transport, source, target, size=model.bytes, sha256=model.sha256, on_bytes=on_bytes)
-
-    async def recipes(self) -> list[dict[str, Any]]:
-        return _items(await self._transport.json("GET", "/recipes"))
-
-    async def recipe(self, name: str) -> dict[str, Any]:
-        """Its description and the JSON Schema of its hyperparameters."""
-        recipe: dict[str, Any] = await self._transport.json("GET", f"/recipes/{quote(name, safe='')}")
-        return recipe
-
-    async def hosts(self) -> list[dict[str, Any]]:
-        return _items(await self._transport.json("GET", "/hosts"))
-
-    async def drain(self, host: str) -> dict[str, Any]:
-        """No new job for this host; what it runs goes on. Returns the host."""
-        return await self._set_draining(host, "drain")
-
-    async def resume(self, host: str) -> dict[str, Any]:
-        """The host takes jobs again."""
-        return await self._set_draining(host, "resume")
-
-    async def _set_draining(self, host: str, verb: str) -> dict[str, Any]:
-        check_host_name(host)
-        found: dict[str, Any] = await self._transport.json("POST", f"/hosts/{host}/{verb}", is_repeatable=True)
-        return found
-
-    async def health(self) -> dict[str, Any]:
-        """What the server can reach. Raises Refused (503) when it can't serve."""
-        health: dict[str, Any] = await self._transport.json("GET", f"{self.connection.url}/readyz")
-        return health
-
-    async def _after(
-        self, job_id: int, what: str, after: str, query: dict[str, str | int | None], adapter: TypeAdapter[list[M]]
-    ) -> list[M]:
-        """Everything after `after`, over as many pages as that takes; a page that doesn't advance is the last."""
-        place, found = Place(cursor(after)), list[M]()
-        while True:
-            answer = await self._transport.json(
-                "GET", f"{JOBS}/{job_id}/{what}", query={**query, "after": str(place.after)}
-            )
-            with understood(what):
-                new = [message for message in adapter.validate_python(answer["items"]) if place.takes(message)]
-            if not new:
-                return found
-            found += new
-
-    async def _pages(self, path: str, query: dict[str, str | None], limit: int) -> list[Any]:
-        """The first `limit` items, over as many pages as that takes."""
-        found: list[Any] = []
-        next_page: str | None = None
-        while len(found) < limit:
-            page = {**query, "limit": min(limit - len(found), PAGE), "cursor": next_page}
-            answer = await self._transport.json("GET", path, query=page)
-            found += _items(answer)
-            next_page = answer.get("next_cursor")
-            if next_page is None:
-                break
-        return found
-
-
-def check_host_name(name: str) -> None:
-    """Raises UsageError for what no host can be called."""
-    if not re.fullmatch(HOST_NAME, name):
-        raise UsageError(f"{name!r} is no host's name; `epochcast hosts` lists them")
-
-
-def _items(answer: Any) -> list[Any]:
-    with understood("list"):
-        return [*answer["items"]]
 
 
 class Client:
@@ -256,7 +42,7 @@ class Client:
     def upload(self, package: Package) -> str:
         return self._loop.run(self._async.upload(package))
 
-    def plan(self, script: Script | None = None, **fields: Unpack[Submission]) -> dict[str, Any]:
+    def plan(self, script: Script | None = None, **fields: Unpack[Submission]) -> Plan:
         return self._loop.run(self._async.plan(script, **fields))
 
     def jobs(
@@ -280,8 +66,11 @@ class Client:
     def restart(self, job_id: int, *, from_scratch: bool = False) -> Job:
         return Job.of(self, self._loop.run(self._async.restart(job_id, from_scratch=from_scratch)))
 
-    def metrics(self, job_id: int, *, max_points: int | None = None) -> dict[str, list[float | None]]:
-        return self._loop.run(self._async.metrics(job_id, max_points=max_points))
+    def metrics(self, job_id: int, *, max_points: int | None = None, by: Literal["epoch", "step"] = "epoch") -> Columns:
+        return self._loop.run(self._async.metrics(job_id, max_points=max_points, by=by))
+
+    def metrics_of(self, job_ids: Sequence[int], *, max_points: int | None = None) -> dict[int, Columns]:
+        return self._loop.run(self._async.metrics_of(job_ids, max_points=max_points))
 
     def events(self, job_id: int, *, after: str = "0") -> list[Message]:
         return self._loop.run(self._async.events(job_id, after=after))
@@ -289,8 +78,20 @@ class Client:
     def logs(self, job_id: int, *, after: str = "0", level: str | None = None) -> list[Log]:
         return self._loop.run(self._async.logs(job_id, after=after, level=level))
 
-    def attempts(self, job_id: int) -> list[dict[str, Any]]:
+    def attempts(self, job_id: int) -> list[Attempt]:
         return self._loop.run(self._async.attempts(job_id))
+
+    def artifacts(self, job_id: int) -> list[Artifact]:
+        return self._loop.run(self._async.artifacts(job_id))
+
+    def download_artifact(
+        self,
+        job_id: int,
+        artifact_id: int,
+        path: str | Path | None = None,
+        on_bytes: OnBytes = lambda _done: None,
+    ) -> Path:
+        return self._loop.run(self._async.download_artifact(job_id, artifact_id, path, on_bytes))
 
     def watch(self, job_id: int, *, after: str | None = None, on_notice: OnNotice = unnoticed) -> Iterator[Message]:
         """As the asynchronous one; `on_notice` is called from the client's own thread."""
@@ -301,6 +102,24 @@ class Client:
         finally:
             if not self._loop.is_closed:
                 self._loop.run(messages.aclose())
+
+    def show(self, job_id: int, *, after: str | None = None) -> Job:
+        # Painted by the caller's thread: output of another one would not come below the cell.
+        from epochcast.showing import begin, showing, with_ticks
+
+        with showing(self._loop.run(begin(self._async, job_id))) as shown:
+            messages = with_ticks(self._async.watch(job_id, after=after, on_notice=shown.notice))
+            try:
+                while True:
+                    try:
+                        message = self._loop.run(anext(messages))
+                    except StopAsyncIteration:
+                        break
+                    shown.take(message)
+            finally:
+                if not self._loop.is_closed:
+                    self._loop.run(messages.aclose())
+        return self.job(job_id)
 
     def models(self, *, limit: int = 50) -> list[Model]:
         return [Model.of(self, model) for model in self._loop.run(self._async.models(limit=limit))]
@@ -313,20 +132,20 @@ class Client:
     ) -> Path:
         return self._loop.run(self._async.download_model(model_id, path, on_bytes))
 
-    def recipes(self) -> list[dict[str, Any]]:
+    def recipes(self) -> list[Recipe]:
         return self._loop.run(self._async.recipes())
 
-    def recipe(self, name: str) -> dict[str, Any]:
+    def recipe(self, name: str) -> Recipe:
         return self._loop.run(self._async.recipe(name))
 
-    def hosts(self) -> list[dict[str, Any]]:
+    def hosts(self) -> list[Host]:
         return self._loop.run(self._async.hosts())
 
-    def drain(self, host: str) -> dict[str, Any]:
+    def drain(self, host: str) -> Host:
         return self._loop.run(self._async.drain(host))
 
-    def resume(self, host: str) -> dict[str, Any]:
+    def resume(self, host: str) -> Host:
         return self._loop.run(self._async.resume(host))
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Health:
         return self._loop.run(self._async.health())

@@ -4,33 +4,24 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
+from epochcast.answers import Artifact, Attempt, ModelRecord
 from epochcast.downloads import OnBytes
 from epochcast.errors import JobFailed, UsageError
+from epochcast.events import Log
 from epochcast.following import Message
-from epochcast.jobs import AwareTimestamp, Metrics, Resources, Status, TrainingJob, TrainingJobSpec
+from epochcast.jobs import Resources, Status, TrainingJob, TrainingJobSpec
 from epochcast.packing import Package
 from epochcast.transport import understood
 
 if TYPE_CHECKING:
-    from epochcast.client import AsyncClient, Client
+    from epochcast.async_client import AsyncClient
+    from epochcast.client import Client
 
 
-class ModelRecord(BaseModel):
-    """A model of the registry. `lineage`: the spec, attempt, checkpoint and versions it came from."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    model_id: int
-    job_id: int
-    name: str
-    owner: str = ""
-    metrics: Metrics = Field(default_factory=dict)
-    lineage: dict[str, Any] = Field(default_factory=dict)
-    bytes: int
-    sha256: str
-    created_at: AwareTimestamp
+Columns = dict[str, list[float | None]]
+"""A history by column: `epoch`, maybe `step`, and one for each metric, all equally long."""
 
 
 class AsyncModel(ModelRecord):
@@ -45,9 +36,9 @@ class AsyncModel(ModelRecord):
         model._client = client
         return model
 
-    async def download(self, path: str | Path | None = None) -> Path:
+    async def download(self, path: str | Path | None = None, on_bytes: OnBytes = lambda _done: None) -> Path:
         """Its safetensors file, checked; see `AsyncClient.download_model`."""
-        return await self._client.download_model(self.model_id, path)
+        return await self._client.download_model(self.model_id, path, on_bytes)
 
 
 class Model(ModelRecord):
@@ -81,11 +72,34 @@ class AsyncJob(TrainingJob):
     def watch(self, *, after: str | None = None) -> AsyncIterator[Message]:
         return self._client.watch(self.job_id, after=after)
 
+    async def show(self) -> "AsyncJob":
+        """Follows it to its end, shown live; see `AsyncClient.show`."""
+        return await self._client.show(self.job_id)
+
+    def _repr_html_(self) -> str:
+        return _picture(self)
+
     async def refreshed(self) -> "AsyncJob":
         return await self._client.job(self.job_id)
 
     async def stop(self) -> "AsyncJob":
         return await self._client.stop(self.job_id)
+
+    async def restart(self, *, from_scratch: bool = False) -> "AsyncJob":
+        return await self._client.restart(self.job_id, from_scratch=from_scratch)
+
+    async def history(self, *, max_points: int | None = None) -> Columns:
+        """Its metrics epoch by epoch; the field `metrics` has the newest."""
+        return await self._client.metrics(self.job_id, max_points=max_points)
+
+    async def logs(self, *, after: str = "0", level: str | None = None) -> list[Log]:
+        return await self._client.logs(self.job_id, after=after, level=level)
+
+    async def attempts(self) -> list[Attempt]:
+        return await self._client.attempts(self.job_id)
+
+    async def artifacts(self) -> list[Artifact]:
+        return await self._client.artifacts(self.job_id)
 
     async def result(self) -> AsyncModel:
         """Waits for the end; the job's model. Raises JobFailed when it failed, was stopped or saved no model."""
@@ -108,17 +122,48 @@ class Job(TrainingJob):
     def watch(self, *, after: str | None = None) -> Iterator[Message]:
         return self._client.watch(self.job_id, after=after)
 
+    def show(self) -> "Job":
+        """Follows it to its end, shown live; see `AsyncClient.show`."""
+        return self._client.show(self.job_id)
+
+    def _repr_html_(self) -> str:
+        return _picture(self)
+
     def refreshed(self) -> "Job":
         return self._client.job(self.job_id)
 
     def stop(self) -> "Job":
         return self._client.stop(self.job_id)
 
+    def restart(self, *, from_scratch: bool = False) -> "Job":
+        return self._client.restart(self.job_id, from_scratch=from_scratch)
+
+    def history(self, *, max_points: int | None = None) -> Columns:
+        """Its metrics epoch by epoch; the field `metrics` has the newest."""
+        return self._client.metrics(self.job_id, max_points=max_points)
+
+    def logs(self, *, after: str = "0", level: str | None = None) -> list[Log]:
+        return self._client.logs(self.job_id, after=after, level=level)
+
+    def attempts(self) -> list[Attempt]:
+        return self._client.attempts(self.job_id)
+
+    def artifacts(self) -> list[Artifact]:
+        return self._client.artifacts(self.job_id)
+
     def result(self) -> Model:
         """Waits for the end; the job's model. Raises JobFailed when it failed, was stopped or saved no model."""
         for _ in self.watch():
             pass
         return self._client.model(_model_id(self.refreshed()))
+
+
+def _picture(job: TrainingJob) -> str:
+    """What a notebook shows of a job that is a cell's value: as it was when it was fetched."""
+    from epochcast.cli.board import board_of
+    from epochcast.notebook import picture
+
+    return picture(board_of(job))
 
 
 def _model_id(job: TrainingJob) -> int:
@@ -139,6 +184,7 @@ class Submission(TypedDict, total=False):
     env: Mapping[str, str]
     total_epochs: int | None
     seed: int
+    threads: int | None
     gpus: int
     gpu_memory_gib: float | None
     nodes: int

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
@@ -19,6 +20,7 @@ from epochcast.errors import EpochcastError, IncompatibleServer, Problem, Unreac
 TRIES = 3
 BLOCK_BYTES = 256 * 1024
 TRANSIENT = frozenset({502, 503, 504})
+_FILE_NAME = re.compile(r'filename="?([A-Za-z0-9][A-Za-z0-9._-]*)"?')
 Query = Mapping[str, str | int | float | bool | Sequence[str | int] | None]
 
 
@@ -63,6 +65,18 @@ class Transport:
             tries=TRIES,
         )
         return read_json(response)
+
+    async def file(self, path: str) -> tuple[int, str | None]:
+        """The size of the file at `path`, and the server's name for it if that can be a file's name here."""
+        response = await self._send_with_retries(
+            lambda: self._http.build_request("HEAD", path.lstrip("/"), headers={"Accept-Encoding": "identity"}),
+            tries=TRIES,
+        )
+        size = response.headers.get("Content-Length", "")
+        if not size.isdigit():
+            raise IncompatibleServer(f"{response.request.url} doesn't say how large it is; upgrade the server")
+        name = _FILE_NAME.search(response.headers.get("Content-Disposition", ""))
+        return int(size), name[1] if name else None
 
     @asynccontextmanager
     async def stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx2.Response]:

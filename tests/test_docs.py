@@ -201,7 +201,9 @@ def test_command_line_parses(page: str, command: str) -> None:
     while (below := getattr(found, "commands", None)) and words and not words[0].startswith("-"):
         assert words[0] in below, f"{page}: there is no command `epochcast {command}`"
         found = below[words.pop(0)]
-    if words:  # a command's bare name is talked about, not shown
+    if getattr(found, "commands", None) and words:  # not parsed: --install-completion would do it
+        assert words[0] in {option for parameter in found.params for option in parameter.opts}
+    elif words:  # a command's bare name is talked about, not shown
         found.make_context(found.name, words)
 
 

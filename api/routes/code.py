@@ -9,7 +9,6 @@ import anyio.to_thread
 import orjson
 import structlog
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -17,6 +16,7 @@ from api.auth import Uploader
 from api.gate import MAX_BUNDLE_BYTES, too_large
 from api.gateway import Gateway, Here
 from api.problems import RETRY_AFTER_S, Problem
+from epochcast.answers import Bundle
 from shared.bundle_archive import BundleRefused, Kind, unpack
 from shared.bundle_content import BundleContent, key_of, pack
 
@@ -28,18 +28,10 @@ _KINDS: dict[str, Kind] = {"application/gzip": "tar", "application/x-gzip": "tar
 _ARCHIVE = {"schema": {"type": "string", "format": "binary"}}
 
 
-class BundleAnswer(BaseModel):
-    """`bundle` is what a submission names; `bytes` are those of its files, unpacked."""
-
-    bundle: str
-    files: int
-    bytes: int
-
-
 @router.post(
     "",
     status_code=201,
-    response_model=BundleAnswer,
+    response_model=Bundle,
     openapi_extra={"requestBody": {"content": {"application/gzip": _ARCHIVE, "application/zip": _ARCHIVE}}},
 )
 async def upload(request: Request, gateway: Here, identity: Uploader) -> Response:
@@ -60,7 +52,7 @@ async def upload(request: Request, gateway: Here, identity: Uploader) -> Respons
         detail = "the gateway has no room to unpack the archive now; try again"
         raise Problem(503, "no_room", detail, headers={"Retry-After": str(RETRY_AFTER_S)}) from error
     is_new = await gateway.record(gateway.bundles.add, content, identity.owner)
-    answer = BundleAnswer(bundle=content.name, files=len(content.files), bytes=content.bytes)
+    answer = Bundle(bundle=content.name, files=len(content.files), bytes=content.bytes)
     return Response(orjson.dumps(answer.model_dump()), 201 if is_new else 200, media_type="application/json")
 
 

@@ -1,13 +1,13 @@
 """Whether this gateway lives, can serve, and how it has been doing. Outside `/api/v1`, without token and Host check."""
 
 import contextlib
-from typing import Any
 
 from fastapi import APIRouter
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.gateway import Gateway, Here
+from epochcast.answers import Health
 from shared.errors import JobNotFound
 
 router = APIRouter(tags=["health"])
@@ -20,13 +20,13 @@ async def alive() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def ready(gateway: Here) -> dict[str, Any]:
+async def ready(gateway: Here) -> Health:
     """503 without SQL. Without Redis everything but live events still answers: `degraded`."""
     with contextlib.suppress(JobNotFound):
         # A real read: a database without our tables is not ready.
         await gateway.record(gateway.store.owner, 0)
     missing = [] if await _redis_answers(gateway) else ["redis"]
-    return {"status": "degraded" if missing else "ok", "degraded": missing}
+    return Health(status="degraded" if missing else "ok", degraded=missing)
 
 
 async def _redis_answers(gateway: Gateway) -> bool:

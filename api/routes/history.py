@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
 from api import connections
@@ -16,8 +17,8 @@ from api.gateway import Gateway, Here
 from api.polls import LongPoll
 from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, Wait, event_id
 from api.telemetry import stays_open
+from epochcast.answers import Attempt, EventPage, LogPage
 from epochcast.events import EventId
-from epochcast.jobs import utc_seconds
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
 from shared.rows import moment
@@ -70,7 +71,7 @@ async def _columns(
     return columns if max_points is None else downsample(columns, max_points)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=EventPage)
 async def events(
     request: Request,
     gateway: Here,
@@ -124,7 +125,7 @@ async def _stream(gateway: Gateway, identity: Identity, job_id: int, cursor: str
     )
 
 
-@router.get("/{job_id}/logs")
+@router.get("/{job_id}/logs", response_model=LogPage)
 async def logs(
     request: Request,
     gateway: Here,
@@ -189,18 +190,18 @@ def _text_line(payload: bytes) -> str:
     return f"{event['timestamp']} {event['level']} {event['message']}\n"
 
 
+class AttemptList(BaseModel):
+    items: list[Attempt]
+
+
 @router.get("/{job_id}/attempts")
-async def attempts(gateway: Here, identity: Reader, job_id: JobId) -> dict[str, list[dict[str, Any]]]:
+async def attempts(gateway: Here, identity: Reader, job_id: JobId) -> AttemptList:
     """Each attempt: where it ran, from when to when, and why it ended."""
     await gateway.check_owner(job_id, identity)
     rows = await gateway.record(gateway.queries.attempts, job_id)
-    return {"items": [_attempt(row) for row in rows]}
+    return AttemptList(items=[_attempt(row) for row in rows])
 
 
-def _attempt(row: dict[str, Any]) -> dict[str, Any]:
-    shown = ("number", "generation", "host", "gpus", "outcome", "reason", "error", "resumed_epoch", "members")
-    return {
-        **{name: row[name] for name in shown},
-        "started_at": utc_seconds(moment(row["started_at"])),
-        "ended_at": None if row["ended_at"] is None else utc_seconds(moment(row["ended_at"])),
-    }
+def _attempt(row: dict[str, Any]) -> Attempt:
+    ended = None if row["ended_at"] is None else moment(row["ended_at"])
+    return Attempt.model_validate({**row, "started_at": moment(row["started_at"]), "ended_at": ended})

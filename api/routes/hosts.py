@@ -1,14 +1,14 @@
 """The fleet: which hosts there are, what they hold, and draining them."""
 
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
 from api.auth import HostAdmin, Reader
 from api.gateway import Gateway, Here
-from epochcast.jobs import HOST_NAME, utc_seconds
+from epochcast.answers import Host
+from epochcast.jobs import HOST_NAME
 
 router = APIRouter(prefix="/hosts", tags=["hosts"])
 
@@ -16,7 +16,7 @@ Name = Annotated[str, Path(pattern=HOST_NAME)]
 
 
 class HostList(BaseModel):
-    items: list[dict[str, Any]]
+    items: list[Host]
 
 
 @router.get("")
@@ -26,32 +26,22 @@ async def list_hosts(gateway: Here, _identity: Reader) -> HostList:
 
 
 @router.post("/{name}/drain")
-async def drain(gateway: Here, _identity: HostAdmin, name: Name) -> dict[str, Any]:
+async def drain(gateway: Here, _identity: HostAdmin, name: Name) -> Host:
     """No new job for this host; what it runs goes on."""
     return await _set_draining(gateway, name, True)
 
 
 @router.post("/{name}/resume")
-async def resume(gateway: Here, _identity: HostAdmin, name: Name) -> dict[str, Any]:
+async def resume(gateway: Here, _identity: HostAdmin, name: Name) -> Host:
     """Takes jobs again."""
     return await _set_draining(gateway, name, False)
 
 
-async def _set_draining(gateway: Gateway, name: str, draining: bool) -> dict[str, Any]:
+async def _set_draining(gateway: Gateway, name: str, draining: bool) -> Host:
     await gateway.record(gateway.fleet.set_draining, name, draining)
     gateway.dispatcher.wake()
-    return next(host for host in await _hosts(gateway) if host["name"] == name)
+    return next(host for host in await _hosts(gateway) if host.name == name)
 
 
-async def _hosts(gateway: Gateway) -> list[dict[str, Any]]:
-    hosts = await gateway.record(gateway.fleet.hosts)
-    return [
-        host
-        | {name: _shown(host[name]) for name in ("registered_at", "heartbeat_at")}
-        | {"training": [one | {"reported_at": _shown(one["reported_at"])} for one in host["training"]]}
-        for host in hosts
-    ]
-
-
-def _shown(moment: datetime | None) -> str | None:
-    return None if moment is None else utc_seconds(moment)
+async def _hosts(gateway: Gateway) -> list[Host]:
+    return [Host.model_validate(host) for host in await gateway.record(gateway.fleet.hosts)]

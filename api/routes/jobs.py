@@ -20,6 +20,7 @@ from api.routes.parameters import After, Cursor, JobId, Limit, Wait, Word, event
 from api.snapshots import Answer, encode, read
 from api.submission import check_entrypoint, idempotency_key, resolve
 from api.telemetry import stays_open
+from epochcast.answers import Plan
 from epochcast.events import EventId
 from epochcast.jobs import Status, TrainingJob, TrainingJobSpec
 from shared.event_log import nudge_channel
@@ -43,6 +44,7 @@ class JobPage(BaseModel):
     "",
     status_code=201,
     response_model=TrainingJob,
+    responses={200: {"model": Plan, "description": "With `dry_run`: what would happen."}},
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": TrainingJobSpec.model_json_schema()}}}},
 )
 async def submit(

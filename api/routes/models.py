@@ -3,13 +3,14 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.auth import Reader, visible_to
 from api.files import file_response
 from api.gateway import Here
 from api.routes.parameters import ArtifactId, Cursor, JobId, Limit, ModelId
-from epochcast.jobs import utc_seconds
+from epochcast.answers import Artifact, ModelRecord
 from shared.manifest import is_manifest
 from shared.rows import moment
 
@@ -18,15 +19,24 @@ router = APIRouter(tags=["models and artifacts"])
 _SUFFIX = {"checkpoint": "pt", "model": "safetensors", "log": "txt", "oom_snapshot": "pickle"}
 
 
+class ModelPage(BaseModel):
+    items: list[ModelRecord]
+    next_cursor: str | None
+
+
+class ArtifactList(BaseModel):
+    items: list[Artifact]
+
+
 @router.get("/models")
-async def list_models(gateway: Here, identity: Reader, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+async def list_models(gateway: Here, identity: Reader, limit: Limit = 50, cursor: Cursor = None) -> ModelPage:
     """Newest first."""
     rows, next_cursor = await gateway.record(gateway.queries.models, visible_to(identity), limit, cursor)
-    return {"items": [_model(row) for row in rows], "next_cursor": next_cursor}
+    return ModelPage(items=[_model(row) for row in rows], next_cursor=next_cursor)
 
 
 @router.get("/models/{model_id}")
-async def get_model(gateway: Here, identity: Reader, model_id: ModelId) -> dict[str, Any]:
+async def get_model(gateway: Here, identity: Reader, model_id: ModelId) -> ModelRecord:
     """The model with its metrics and where it comes from."""
     return _model(await gateway.record(gateway.queries.model, model_id, visible_to(identity)))
 
@@ -42,26 +52,20 @@ async def model_file(request: Request, gateway: Here, identity: Reader, model_id
     )
 
 
-def _model(row: dict[str, Any]) -> dict[str, Any]:
-    shown = ("model_id", "job_id", "name", "owner", "metrics", "lineage", "bytes", "sha256")
-    return {**{name: row[name] for name in shown}, "created_at": utc_seconds(moment(row["created_at"]))}
+def _model(row: dict[str, Any]) -> ModelRecord:
+    return ModelRecord.model_validate({**row, "created_at": moment(row["created_at"])})
 
 
 @router.get("/training-jobs/{job_id}/artifacts")
-async def list_artifacts(gateway: Here, identity: Reader, job_id: JobId) -> dict[str, list[dict[str, Any]]]:
+async def list_artifacts(gateway: Here, identity: Reader, job_id: JobId) -> ArtifactList:
     """Oldest first."""
     await gateway.check_owner(job_id, identity)
     rows = await gateway.record(gateway.queries.artifacts, job_id)
-    return {"items": [_artifact(row) for row in rows]}
+    return ArtifactList(items=[_artifact(row) for row in rows])
 
 
-def _artifact(row: dict[str, Any]) -> dict[str, Any]:
-    shown = ("kind", "attempt", "epoch", "step", "bytes", "sha256", "loss")
-    return {
-        "artifact_id": row["id"],
-        **{name: row[name] for name in shown},
-        "created_at": utc_seconds(moment(row["created_at"])),
-    }
+def _artifact(row: dict[str, Any]) -> Artifact:
+    return Artifact.model_validate({**row, "artifact_id": row["id"], "created_at": moment(row["created_at"])})
 
 
 @router.head("/training-jobs/{job_id}/artifacts/{artifact_id}/file", include_in_schema=False)

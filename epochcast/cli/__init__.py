@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import epochcast
-from epochcast.cli import fleet, history, jobs, models, server, submit, watch
+from epochcast.cli import fleet, history, jobs, models, server, submit, tensorboard, watch
 from epochcast.errors import DamagedDownload, EpochcastError, IncompatibleServer, Refused, Unreachable, UsageError
 
 app = typer.Typer(
@@ -17,11 +17,10 @@ app = typer.Typer(
     help="Submit PyTorch training jobs, watch them live, fetch their models.",
     epilog="Start with: epochcast up, then: epochcast submit --recipe image-classifier --watch",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (server, submit, watch, jobs, history, models, fleet):
+for part in (server, submit, watch, jobs, history, tensorboard, models, fleet):
     part.add_to(app)
 
 

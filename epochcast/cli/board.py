@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import log10
 from typing import assert_never
 
 from epochcast.following import Connected, Message, Notice, Polling, Reconnecting
@@ -35,6 +36,8 @@ class Board:
     duration_s: float | None = None
     error_message: str | None = None
     error: JobError | None = None
+    places: tuple[str, ...] = ()
+    """Where it runs, a line for each host with its GPUs; empty where that isn't asked for, or not known."""
     notice: str | None = None
     """What is wrong with the connection now."""
     has_gap: bool = False
@@ -50,7 +53,30 @@ def board_of(job: TrainingJob) -> Board:
         total_epochs=job.total_epochs,
         attempt=job.attempt,
         pending_reason=job.pending_reason,
+        eta_s=job.eta_s,
+        stop_requested=job.stop_requested,
+        metrics=job.final_metrics or job.metrics,
+        model_id=job.model_id,
+        error_message=job.error_message,
+        error=job.error,
     )
+
+
+POINTS = 400
+"""So many epochs of the history are enough for any curve that is shown."""
+
+
+def with_history(board: Board, columns: dict[str, list[float | None]]) -> Board:
+    """The board with the losses of the epochs before now, as the metrics history has them by column."""
+    name = next((name for name in ("train_loss", "loss", "val_loss") if name in columns), None)
+    if name is None:
+        return board
+    seen = [
+        (int(epoch), loss)
+        for epoch, loss in zip(columns["epoch"], columns[name], strict=True)
+        if epoch is not None and loss is not None
+    ]
+    return replace(board, loss_epochs=tuple(epoch for epoch, _ in seen), losses=tuple(loss for _, loss in seen))
 
 
 def apply(board: Board, message: Message) -> Board:
@@ -115,6 +141,20 @@ def notice_text(notice: Notice) -> str | None:
             return f"no WebSocket ({reason}); polling instead"
         case _:
             assert_never(notice)
+
+
+LOG_FROM = 30.0
+"""A loss that falls so many times over is flat on a linear scale after its first epochs."""
+
+
+def spans_decades(losses: tuple[float, ...]) -> bool:
+    """Whether a curve of them should have a logarithmic scale."""
+    return bool(losses) and min(losses) > 0 and max(losses) / min(losses) >= LOG_FROM
+
+
+def levels(losses: tuple[float, ...]) -> tuple[float, ...]:
+    """The heights of a curve: the losses, or their logarithms."""
+    return tuple(log10(loss) for loss in losses) if spans_decades(losses) else losses
 
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -1,16 +1,23 @@
 """`recipes`, `hosts`, `drain`, `resume`: what can be run, and where."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from epochcast.cli.options import Json, Token, Url, client
-from epochcast.cli.output import duration, plain, print_json, print_table
+from epochcast.cli.live_table import repaint
+from epochcast.cli.options import Json, Token, Url, Watch, client
+from epochcast.cli.output import duration, plain, print_json, print_table, table_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from epochcast.answers import Gpu, Host, Recipe, Training
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: epochcast recipes image-classifier")(recipes)
-    app.command(epilog="Example: epochcast hosts")(hosts)
+    app.command(epilog="Examples: epochcast hosts, epochcast hosts --watch")(hosts)
     app.command(epilog="Example: epochcast drain gpu-3")(drain)
     app.command(epilog="Example: epochcast resume gpu-3")(resume)
 
@@ -26,21 +33,16 @@ def recipes(
         found = server.recipe(name) if name is not None else server.recipes()
     if as_json:
         print_json(found)
-    elif isinstance(found, dict):
-        _show_recipe(found)
-    else:
-        rows = ((recipe.get("name"), recipe.get("default_epochs"), _summary(recipe)) for recipe in found)
+    elif isinstance(found, list):
+        rows = ((recipe.name, recipe.default_epochs, recipe.description or recipe.title) for recipe in found)
         print_table(("recipe", "epochs", "what it does"), rows, nothing="this server has no recipes")
+    else:
+        _show_recipe(found)
 
 
-def _summary(recipe: dict[str, Any]) -> object:
-    return recipe.get("description") or recipe.get("title")
-
-
-def _show_recipe(recipe: dict[str, Any]) -> None:
-    print(f"{plain(recipe.get('name'))}: {plain(_summary(recipe) or '')}\n")
-    schema = recipe.get("hyperparameters") or {}
-    properties = schema.get("properties", {})
+def _show_recipe(recipe: "Recipe") -> None:
+    print(f"{plain(recipe.name)}: {plain(recipe.description or recipe.title)}\n")
+    properties = recipe.hyperparameters.get("properties", {})
     print_table(
         ("parameter", "type", "default", "what it is"),
         ((name, _type(field), _default(field), field.get("description")) for name, field in properties.items()),
@@ -65,30 +67,30 @@ def _default(field: dict[str, Any]) -> object:
 
 def _checked(host: str) -> str:
     """Before a server is looked for."""
-    from epochcast.client import check_host_name
+    from epochcast.async_client import check_host_name
 
     check_host_name(host)
     return host
 
 
-Host = Annotated[
+HostName = Annotated[
     str, typer.Argument(metavar="HOST", help="Its name, as `epochcast hosts` shows it.", callback=_checked)
 ]
 
 
-def drain(host: Host, url: Url = None, token: Token = None, as_json: Json = False) -> None:
+def drain(host: HostName, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Give a host no new jobs; those that it runs go on. Outlives a restart of its worker."""
     with client(url, token) as server:
         found = server.drain(host)
     if as_json:
         print_json(found)
         return
-    jobs = found.get("jobs") or []
+    jobs = found.jobs
     rest = f"it still has {'job' if len(jobs) == 1 else 'jobs'} {_numbers(jobs)}" if jobs else "it has no job"
     print(f"{plain(host)} gets no new job; {rest}; undo it with: epochcast resume {plain(host)}")
 
 
-def resume(host: Host, url: Url = None, token: Token = None, as_json: Json = False) -> None:
+def resume(host: HostName, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Give a drained host jobs again."""
     with client(url, token) as server:
         found = server.resume(host)
@@ -96,36 +98,44 @@ def resume(host: Host, url: Url = None, token: Token = None, as_json: Json = Fal
         print_json(found)
         return
     # A host that is away takes none, whatever it is allowed to.
-    print(f"{plain(host)} may take jobs again; it is {plain(found.get('status'))}")
+    print(f"{plain(host)} may take jobs again; it is {found.status}")
 
 
-def hosts(url: Url = None, token: Token = None, as_json: Json = False) -> None:
+HOST_COLUMNS = ("host", "status", "heard", "slots", "jobs", "training", "CPU", "memory GiB", "GPUs")
+
+
+def hosts(watch: Watch = False, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Show the fleet: each host's slots, load and GPUs.
 
     Heard: how long ago the host last said that it lives. Training: how long ago each of its jobs last reported; a job
     can be stuck on a host that is well.
     """
     with client(url, token) as server:
+        if watch:
+            repaint(server.hosts, _picture, as_json=as_json)
         found = server.hosts()
     if as_json:
         print_json(found)
         return
-    columns = ("host", "status", "heard", "slots", "jobs", "training", "CPU", "memory GiB", "GPUs")
-    print_table(columns, (_host_row(host) for host in found), nothing="no host has registered; start a worker")
+    print_table(HOST_COLUMNS, map(_host_row, found), nothing="no host has registered; start a worker")
 
 
-def _host_row(host: dict[str, Any]) -> list[object]:
-    cpu, percent = host["cpu"]["cores"], host["cpu"].get("percent")
+def _picture(hosts: "Sequence[Host]") -> "RenderableType":
+    return table_of(HOST_COLUMNS, map(_host_row, hosts))
+
+
+def _host_row(host: "Host") -> list[object]:
+    percent = host.cpu.percent
     return [
-        host["name"],
-        host["status"],
-        f"{duration(age)} ago" if (age := host.get("heartbeat_age_s")) is not None else None,
-        f"{host['slots']['used']}/{host['slots']['total']}",
-        _numbers(host.get("jobs", [])) or None,
-        "; ".join(_training(job) for job in host.get("training", [])) or None,
-        f"{cpu} cores" + (f", {percent:.0f} %" if percent is not None else ""),
-        f"{host['memory']['used_gib']:g}/{host['memory']['total_gib']:g}",
-        "; ".join(_gpu(gpu) for gpu in host.get("gpus", [])) or None,
+        host.name,
+        host.status,
+        f"{duration(host.heartbeat_age_s)} ago" if host.heartbeat_age_s is not None else None,
+        f"{host.slots.used}/{host.slots.total}",
+        _numbers(host.jobs) or None,
+        "; ".join(_training(job) for job in host.training) or None,
+        f"{host.cpu.cores} cores" + (f", {percent:.0f} %" if percent is not None else ""),
+        f"{host.memory.used_gib:g}/{host.memory.total_gib:g}",
+        "; ".join(_gpu(gpu) for gpu in host.gpus) or None,
     ]
 
 
@@ -133,16 +143,16 @@ def _numbers(jobs: list[int]) -> str:
     return ", ".join(str(job) for job in jobs)
 
 
-def _training(job: dict[str, Any]) -> str:
-    silent = duration(job["silent_s"])
-    if job.get("is_stalled"):
-        return f"{job['job_id']}: stalled, silent for {silent}"
-    return f"{job['job_id']}: {silent} ago" if job.get("reported_at") else f"{job['job_id']}: no report for {silent}"
+def _training(job: "Training") -> str:
+    silent = duration(job.silent_s)
+    if job.is_stalled:
+        return f"{job.job_id}: stalled, silent for {silent}"
+    return f"{job.job_id}: {silent} ago" if job.reported_at else f"{job.job_id}: no report for {silent}"
 
 
-def _gpu(gpu: dict[str, Any]) -> str:
-    memory = gpu["memory"]
-    text = f"{gpu['index']}: {gpu['name']} {memory['used_gib']:g}/{memory['total_gib']:g} GiB"
-    if gpu.get("quarantined"):
+def _gpu(gpu: "Gpu") -> str:
+    text = f"{gpu.index}: {gpu.name} {gpu.memory.used_gib:g}/{gpu.memory.total_gib:g} GiB"
+    if gpu.quarantined:
         return f"{text}, quarantined"
-    return f"{text}, job {gpu['job_id']}" if gpu.get("job_id") else text
+    busy = f", {gpu.utilisation_percent:.0f} %" if gpu.utilisation_percent is not None else ""
+    return f"{text}{busy}, job {gpu.job_id}" if gpu.job_id else f"{text}{busy}"

@@ -102,11 +102,13 @@ def _chart(title: str, columns: dict[str, list[Any]], names: list[str]) -> None:
     screen = console()
     figure = plotext.figure
     figure.clear()
-    figure.plot_size(max(40, min(screen.width, 120)), 16)
+    width = max(40, min(screen.width, 120))
+    figure.plot_size(width, 16)
     figure.canvas("default")
     figure.title(plain(title))
     figure.label("epoch", 0)
-    figure.legend(x=1, ha="right")
+    # Columns from the axis on, whose labels take up to ten. One curve is named by the title.
+    figure.legend(len(names) > 1, x=width - 14, ha="right")
     is_coloured = screen.color_system is not None and not screen.no_color
     for number, name in enumerate(names):
         points = [

@@ -1,12 +1,15 @@
 """`list`, `show`, `stop`, `restart`, `attempts`: jobs, one or many."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from epochcast.cli.failure import memory_text, place
-from epochcast.cli.options import JobId, Json, Token, Url, client
+from epochcast.cli.live_table import repaint
+from epochcast.cli.options import JobId, Json, Token, Url, Watch, client
 from epochcast.cli.output import (
     ago,
     duration,
@@ -16,16 +19,20 @@ from epochcast.cli.output import (
     print_json,
     print_table,
     status_text,
+    table_of,
     typed,
 )
 from epochcast.cli.watch import follow
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from epochcast.answers import Attempt
     from epochcast.jobs import JobError, TrainingJob
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("list", epilog="Example: epochcast list --status running --tag demo")(list_jobs)
+    app.command("list", epilog="Examples: epochcast list --status running, epochcast list --watch")(list_jobs)
     app.command(epilog="Example: epochcast show 42")(show)
     app.command(epilog="Example: epochcast stop 42")(stop)
     app.command(epilog="Example: epochcast restart 42 --watch")(restart)
@@ -38,6 +45,7 @@ def list_jobs(
     recipe: Annotated[str | None, typer.Option(help="Only those of this recipe.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most that many.")] = 20,
+    watch: Watch = False,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
@@ -45,27 +53,44 @@ def list_jobs(
     """List jobs, newest first."""
     _check_status(status)
     with client(url, token) as server:
-        jobs = server.jobs(status=status, owner=owner, tag=tag, recipe=recipe, limit=limit)
+        fetch = partial(server.jobs, status=status, owner=owner, tag=tag, recipe=recipe, limit=limit)
+        if watch:
+            repaint(fetch, _picture, as_json=as_json)
+        jobs = fetch()
     if as_json:
         print_json(jobs)
         return
-    print_table(
-        ("job", "name", "status", "progress", "epoch", "loss", "owner", "created"),
-        (
-            (
-                job.job_id,
-                job.name,
-                status_text(job.status),
-                f"{job.progress:.0%}",
-                f"{job.current_epoch}/{job.total_epochs}",
-                job.current_loss,
-                job.owner,
-                ago(job.created_at),
-            )
-            for job in jobs
-        ),
-        nothing="no jobs; submit one with: epochcast submit --recipe image-classifier",
-    )
+    nothing = "no jobs; submit one with: epochcast submit --recipe image-classifier"
+    print_table(JOB_COLUMNS, map(_job_row, jobs), nothing=nothing)
+
+
+JOB_COLUMNS = ("job", "name", "status", "progress", "epoch", "loss", "owner", "created")
+
+
+def _job_row(job: "TrainingJob") -> list[object]:
+    return [
+        job.job_id,
+        job.name,
+        status_text(job.status),
+        f"{job.progress:.0%}",
+        f"{job.current_epoch}/{job.total_epochs}",
+        job.current_loss,
+        job.owner,
+        ago(job.created_at),
+    ]
+
+
+def _picture(jobs: "Sequence[TrainingJob]") -> "RenderableType":
+    """Live there is room for a bar, and a reason to say when a job is over."""
+    from rich.progress_bar import ProgressBar
+
+    rows = []
+    for job in jobs:
+        number, name, status, progress, *rest = _job_row(job)
+        eta = duration(job.eta_s) if job.eta_s is not None and job.status == "running" else ""
+        rows.append([number, name, status, ProgressBar(1.0, job.progress, width=12), progress, eta, *rest])
+    first, second, third, fourth, *others = JOB_COLUMNS
+    return table_of((first, second, third, "", fourth, "ETA", *others), rows)
 
 
 def _check_status(status: str | None) -> None:
@@ -191,16 +216,14 @@ def attempts(job_id: JobId, url: Url = None, token: Token = None, as_json: Json 
     )
 
 
-def _attempt_row(attempt: dict[str, Any]) -> list[object]:
-    gpus = attempt.get("gpus") or []
-    started = datetime.fromisoformat(attempt["started_at"])
-    ended = datetime.fromisoformat(attempt["ended_at"]) if attempt["ended_at"] else None
+def _attempt_row(attempt: "Attempt") -> list[object]:
+    ended = attempt.ended_at or datetime.now(UTC)
     return [
-        attempt.get("number"),
-        ", ".join(member["host"] for member in attempt.get("members") or []) or attempt.get("host"),
-        ", ".join(str(gpu) for gpu in gpus) or None,
-        f"{started:%Y-%m-%d %H:%M:%S}",
-        duration(((ended or datetime.now(UTC)) - started).total_seconds()),
-        attempt.get("outcome"),
-        attempt.get("reason"),
+        attempt.number,
+        ", ".join(member.host for member in attempt.members) or attempt.host,
+        ", ".join(str(gpu) for gpu in attempt.gpus) or None,
+        f"{attempt.started_at:%Y-%m-%d %H:%M:%S}",
+        duration((ended - attempt.started_at).total_seconds()),
+        attempt.outcome,
+        attempt.reason,
     ]

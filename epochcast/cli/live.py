@@ -1,11 +1,11 @@
-"""A board on a terminal, repainted in place: progress bar, loss sparkline, ETA, the last log lines."""
+"""A board on a terminal, repainted in place: progress bar, ETA, loss sparkline, GPUs, the last log lines."""
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from epochcast.cli.board import Board, sparkline
+from epochcast.cli.board import Board, levels, spans_decades, sparkline
 from epochcast.cli.output import STATUS_STYLES, duration, metrics_text, plain
 from epochcast.jobs import Status
 
@@ -17,8 +17,11 @@ def picture(board: Board, width: int) -> RenderableType:
     """The whole display, `width` columns wide."""
     parts: list[RenderableType] = [_title(board), _bar(board)]
     if board.losses:
-        line = sparkline(board.losses, max(10, min(60, width - 24)))
-        parts.append(Text.assemble(("loss  ", "bold"), (line, "cyan"), f"  {board.losses[-1]:.4g}"))
+        line = sparkline(levels(board.losses), max(10, min(60, width - 30)))
+        name = "loss (log)  " if spans_decades(board.losses) else "loss  "
+        parts.append(Text.assemble((name, "bold"), (line, "cyan"), f"  {board.losses[-1]:.4g}"))
+    if board.status is Status.RUNNING:
+        parts += [Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in board.places]
     if board.metrics:
         parts.append(Text(plain(metrics_text(board.metrics)), style="dim", overflow="ellipsis", no_wrap=True))
     for level, line in board.lines[-LINES_SHOWN:]:

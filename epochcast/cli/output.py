@@ -55,21 +55,26 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, nothing: str) -> None:
-    """A table; numbers stand right. `nothing`: what to say when there are no rows."""
+    """A table; `nothing`: what to say when there are no rows."""
+    found = [list(row) for row in rows]
+    if found:
+        _print(table_of(columns, found))
+    else:
+        print(nothing)
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "RenderableType":
+    """The rows below the columns' names; numbers stand right."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    found = [list(row) for row in rows]
-    if not found:
-        print(nothing)
-        return
+    found = list(rows)
     for number, name in enumerate(columns):
         is_number = all(isinstance(row[number], int | float) or row[number] is None for row in found)
         table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
     for row in found:
-        table.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in row))
-    _print(table)
+        table.add_row(*(shown(cell) for cell in row))
+    return table
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -87,10 +92,11 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 def shown(value: object) -> Any:
     """A cell: text without markup, numbers with four significant digits, nothing for None."""
+    from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     match value:
-        case Text():
+        case Text() | ProgressBar():
             return value
         case None:
             return Text("-", style="dim")

@@ -13,6 +13,7 @@ from epochcast.cli.watch import follow
 from epochcast.errors import UsageError
 
 if TYPE_CHECKING:
+    from epochcast.answers import Plan
     from epochcast.packing import Package
 
 SHOWN_FILES = 12
@@ -196,22 +197,22 @@ def parameters(given: list[str]) -> dict[str, Any]:
     return found
 
 
-def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+def _show_plan(plan: "Plan", as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
-    spec = plan.get("spec") or {}
+    spec, starts = plan.spec, plan.expected_start_at
     print_fields(
         [
-            ("recipe", spec.get("recipe")),
-            ("bundle", spec.get("bundle")),
-            ("entrypoint", spec.get("entrypoint")),
-            ("hyperparameters", typed(spec.get("hyperparameters") or {})),
-            ("epochs", spec.get("total_epochs")),
-            ("hosts", ", ".join(plan.get("hosts_that_fit") or []) or "none fits now"),
-            ("in queue", plan.get("queue_position")),
-            ("waits for", plan.get("pending_reason")),
-            ("starts", plan.get("expected_start_at")),
+            ("recipe", spec.recipe),
+            ("bundle", spec.bundle),
+            ("entrypoint", spec.entrypoint),
+            ("hyperparameters", typed(spec.hyperparameters)),
+            ("epochs", spec.total_epochs),
+            ("hosts", ", ".join(plan.hosts_that_fit) or "none fits now"),
+            ("in queue", plan.queue_position),
+            ("waits for", plan.pending_reason),
+            ("starts", f"{starts:%Y-%m-%d %H:%M} UTC (expected)" if starts else None),
         ]
     )
     print("nothing was submitted; leave --dry-run out to do it")

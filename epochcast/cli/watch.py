@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 from epochcast.cli.failure import summary
 from epochcast.cli.options import JobId, Json, Token, Url, async_client
 from epochcast.cli.output import console, duration, metrics_text, plain
+from epochcast.cli.places import shown_places
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -54,17 +55,27 @@ def follow(job_id: int, url: str | None, token: str | None, *, after: str | None
 
 
 async def _follow(job_id: int, url: str | None, token: str | None, after: str | None, as_json: bool) -> "Board":
-    from epochcast.cli.board import apply, board_of, notice_text
+    from epochcast.cli.board import POINTS, apply, board_of, notice_text, with_history
 
     async with async_client(url, token) as server:
         board = board_of(await server.job(job_id))
+        if board.current_epoch > 0 and after is None and _is_live(as_json):
+            board = with_history(board, await server.metrics(job_id, max_points=POINTS))
 
         def notice(what: "Notice") -> None:
             nonlocal board
             board = replace(board, notice=notice_text(what))
             show(board, None)
 
-        with _display(as_json) as show:
+        def placed(lines: tuple[str, ...]) -> None:
+            nonlocal board
+            board = replace(board, places=lines)
+            show(board, None)
+
+        async with AsyncExitStack() as stack:
+            show = stack.enter_context(display(as_json))
+            if _is_live(as_json):
+                await stack.enter_async_context(shown_places(server, lambda: board, placed))
             show(board, None)
             async with aclosing(server.watch(job_id, after=after, on_notice=notice)) as messages:
                 async for message in messages:
@@ -78,11 +89,15 @@ async def _follow(job_id: int, url: str | None, token: str | None, after: str | 
 Show = Callable[["Board", "Message | None"], None]
 
 
-def _display(as_json: bool) -> AbstractContextManager[Show]:
+def display(as_json: bool) -> AbstractContextManager[Show]:
     if as_json:
         return _json_lines()
+    return _live(console()) if _is_live(as_json) else _plain_lines()
+
+
+def _is_live(as_json: bool) -> bool:
     screen = console()
-    return _live(screen) if screen.is_terminal and not screen.is_dumb_terminal else _plain_lines()
+    return not as_json and screen.is_terminal and not screen.is_dumb_terminal
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from epochcast.cli.board import BARS, Board, apply, sparkline
+from epochcast.cli.board import BARS, Board, apply, levels, sparkline
 from epochcast.cli.live import picture
 from epochcast.cli.output import duration, plain
 from epochcast.cli.watch import outcome
@@ -128,6 +128,12 @@ def test_log_lines_cannot_steer_the_terminal() -> None:
 )
 def test_sparklines(values: tuple[float, ...], width: int, line: str) -> None:
     assert sparkline(values, width) == line
+
+
+def test_a_loss_that_falls_by_decades_is_drawn_by_its_logarithm_and_any_other_as_it_is() -> None:
+    assert sparkline(levels((1.0, 0.1, 0.01, 0.001)), 8) == "█▆▃▁"
+    for losses in ((1.0, 0.5, 0.1), (1.0, 0.0), (-1.0, 100.0), ()):
+        assert levels(losses) == losses
 
 
 def test_long_histories_keep_the_width() -> None:

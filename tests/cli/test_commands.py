@@ -202,7 +202,7 @@ def test_a_dry_run_submits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert server.calls[0].path.endswith("?dry_run=true")
     out = capsys.readouterr().out
     assert "gpu-3" in out
-    assert "2025-01-07T10:15:00Z" in out
+    assert "2025-01-07 10:15 UTC (expected)" in out
 
 
 def test_a_queued_job_shows_when_it_is_expected_to_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import epochcast
 from epochcast.cli import run
-from epochcast.errors import Conflict, Invalid, JobFailed, NotAuthenticated
+from epochcast.errors import Conflict, Invalid, JobFailed, NotAuthenticated, NotFound, UsageError
 from epochcast.jobs import Status
 from tests.platform import CHECKOUT, Platform
 from tests.waiting import wait_until
@@ -36,9 +36,20 @@ def test_submit_watch_and_download_end_with_a_model_that_loads(
         assert client.job(job_id).result().model_id == model_id
         assert client.metrics(job_id)["epoch"] == [1, 2, 3]
         assert [event.id for event in client.events(job_id)] == [event.id for event in client.watch(job_id, after="0")]
-        assert [attempt["outcome"] for attempt in client.attempts(job_id)] == ["succeeded"]
+        assert [attempt.outcome for attempt in client.attempts(job_id)] == ["succeeded"]
         assert job_id in [job.job_id for job in client.jobs(tag="cli", status=Status.SUCCEEDED)]
-        assert client.health()["status"] == "ok"
+        assert client.health().status == "ok"
+        assert client.metrics_of([job_id]) == {job_id: client.metrics(job_id)}
+        kept = {artifact.kind: artifact for artifact in client.artifacts(job_id)}
+        path = client.download_artifact(job_id, kept["checkpoint"].artifact_id, tmp_path)
+        assert (path.name, path.stat().st_size) == (
+            f"job-{job_id}-checkpoint-{kept['checkpoint'].artifact_id}.pt",
+            kept["checkpoint"].bytes,
+        )
+        with pytest.raises(UsageError, match="has no artifact 999999"):
+            client.download_artifact(job_id, 999_999)
+        with pytest.raises(NotFound):
+            client.artifacts(999_999)
         with pytest.raises(Conflict):
             client.stop(job_id)
     for command in ("show", "logs", "metrics", "attempts", "watch"):

@@ -3,13 +3,16 @@
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,12 +141,25 @@ def test_every_commands_help_has_an_example() -> None:
 
     commands = getattr(get_command(app), "commands")  # noqa: B009
     contract = "up submit watch list show logs stop restart models recipes hosts attempts metrics token doctor"
-    assert set(commands) == {*contract.split(), "drain", "resume"}
+    assert set(commands) == {*contract.split(), "drain", "resume", "tensorboard"}
     for name, command in commands.items():
-        for leaf in (command, *getattr(command, "commands", {}).values()):
-            assert name == "token" or f"epochcast {name}" in (leaf.epilog or ""), f"{name} {leaf.name} has no example"
+        below = getattr(command, "commands", {})
+        for leaf in (command, *below.values()):
+            if name == "token" and leaf is command:  # it does nothing by itself
+                continue
+            examples = re.findall(r"epochcast ([a-z][^,]*)", leaf.epilog or "")
+            assert any(example.startswith(name) for example in examples), f"{name} {leaf.name} has no example"
+            for example in examples:
+                assert parses(commands, shlex.split(example)), f"the help of {name} shows: epochcast {example}"
             options = {option for parameter in leaf.params for option in parameter.opts}
-            assert name == "token" or "--json" in options
+            assert "--json" in options
+
+
+def parses(commands: dict[str, Any], words: list[str]) -> bool:
+    command = commands[words.pop(0)]
+    if words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    return command.make_context(command.name, words) is not None
 
 
 # --- commands that run the server's modules

@@ -19,7 +19,7 @@ class ScriptedGateway:
     """Real sockets on loopback, in a thread. `plays`: what each WebSocket does, the last one again and again.
 
     `refusals`: (status, headers) with which the first handshakes are refused. `pages`: path to a list of JSON answers,
-    the last one again and again; an int is an error status.
+    the last one again and again; an int is an error status. Job 42 has an empty metrics history.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class ScriptedGateway:
     ) -> None:
         self.plays = list(plays)
         self.refusals = list(refusals or [])
-        self.pages = {path: list(answers) for path, answers in (pages or {}).items()}
+        every: dict[str, list[Any]] = {"/api/v1/training-jobs/42/metrics": [{"epoch": []}], **(pages or {})}
+        self.pages = {path: list(answers) for path, answers in every.items()}
         self.handshakes: list[Request] = []
         self.gets: list[str] = []
         self.texts: list[str | bytes] = []

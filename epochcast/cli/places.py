@@ -1,0 +1,67 @@
+"""Where a watched job runs, and how busy its GPUs are: asked of the fleet from time to time, beside the messages."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from epochcast.cli.output import plain
+from epochcast.errors import EpochcastError
+
+if TYPE_CHECKING:
+    from epochcast.answers import Host
+    from epochcast.async_client import AsyncClient
+    from epochcast.cli.board import Board
+
+EVERY_S = 10.0
+"""Hosts tell their load every few seconds; the answer holds the whole fleet."""
+LOOK_S = 0.5
+LINES_SHOWN = 4
+
+
+@asynccontextmanager
+async def shown_places(
+    client: "AsyncClient", board: "Callable[[], Board]", show: Callable[[tuple[str, ...]], None]
+) -> AsyncIterator[None]:
+    """While inside, `show` gets the lines of a running job, anew for each attempt and every ten seconds."""
+    task = asyncio.create_task(_ask(client, board, show))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _ask(client: "AsyncClient", board: "Callable[[], Board]", show: Callable[[tuple[str, ...]], None]) -> None:
+    loop = asyncio.get_running_loop()
+    asked_at, attempt = float("-inf"), None
+    while True:
+        now = board()
+        if now.status == "running" and (now.attempt != attempt or loop.time() - asked_at > EVERY_S):
+            asked_at, attempt = loop.time(), now.attempt
+            try:
+                show(lines(await client.hosts(), now.job_id))
+            except EpochcastError:
+                show(())  # an ornament: the messages tell what is wrong with the server
+        await asyncio.sleep(LOOK_S)
+
+
+def lines(hosts: "Sequence[Host]", job_id: int) -> tuple[str, ...]:
+    """`GPU 0 on gpu-3: H200, 97 %, 120.1/139.8 GiB`, for each of the job's GPUs; without GPUs, its hosts' CPU."""
+    found = [
+        f"GPU {gpu.index} on {plain(host.name)}: {plain(gpu.name)}{_percent(gpu.utilisation_percent)}, "
+        f"{gpu.memory.used_gib:g}/{gpu.memory.total_gib:g} GiB"
+        for host in hosts
+        for gpu in host.gpus
+        if gpu.job_id == job_id
+    ] or [
+        f"on {plain(host.name)}: {host.cpu.cores} cores{_percent(host.cpu.percent)}, "
+        f"memory {host.memory.used_gib:g}/{host.memory.total_gib:g} GiB"
+        for host in hosts
+        if job_id in host.jobs
+    ]
+    rest = len(found) - LINES_SHOWN
+    return (*found[:LINES_SHOWN], *((f"and {rest} more",) if rest > 0 else ()))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f", {value:.0f} %"
