@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -27,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     leaks.watch_orphans()
 
 
-def missing(service: str, reason: str) -> None:
+def missing(service: str, reason: str) -> NoReturn:
     """Skips the test, or fails it where EPOCHCAST_TEST_REQUIRE names the service (as in CI)."""
     if service in REQUIRED:
         pytest.fail(f"EPOCHCAST_TEST_REQUIRE={service}: {reason}")

@@ -16,13 +16,19 @@ from tests.platform import Platform
 expect.set_options(timeout=PATIENCE_MS)
 
 
+def find_binary() -> str:
+    """Skips the test, or fails it, where there is no browser or nothing to show in it."""
+    installed()
+    for name in BINARIES:
+        if (binary := shutil.which(name)) is not None:
+            return binary
+    missing("chromium", f"no browser found; install one of {', '.join(BINARIES)}")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """This machine's Chromium, without a window; and a dashboard that was built."""
-    binary = next(filter(None, map(shutil.which, BINARIES)), None)
-    if binary is None:
-        missing("chromium", f"no browser found; install one of {', '.join(BINARIES)}")
-    installed()
+    binary = find_binary()
     with sync_playwright() as playwright:
         # Without the sandbox, which a container's root can't have: it shows only our own pages.
         chromium = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-dev-shm-usage"])
@@ -33,6 +39,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform with tokens, as `epochcast up` starts it, with places for two jobs at once."""
+    find_binary()
     with Platform(tmp_path_factory.mktemp("dashboard"), "--slots", "2") as platform:
         outlives_tests(platform)
         yield platform

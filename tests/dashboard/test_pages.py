@@ -80,7 +80,7 @@ def spec_of_command(command: str, platform: Platform) -> object:
 
 def spec_of_python(code: str, platform: Platform) -> object:
     """Run as it stands, against a server: `.submit(` becomes `.plan(`, so that it makes no job."""
-    code = code.replace(".submit(", ".plan(") + "import json; print(json.dumps(job['spec']))"
+    code = code.replace(".submit(", ".plan(") + "print(job.spec.model_dump_json())"
     where = {"EPOCHCAST_URL": platform.url, "EPOCHCAST_TOKEN": str(platform.token)}
     return json.loads(run([sys.executable, "-c", code], where))
 

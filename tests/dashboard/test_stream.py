@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests import markdown
 from tests.dashboard.building import SOURCE, installed, node
 from tests.epochcast.scripted import ScriptedGateway, message, says
+
+LIBRARY = (SOURCE / "src" / "stream" / "index.ts").as_uri()
 
 # Follows job 42 until the stream is over for good, and prints what it got.
 FOLLOW = """
@@ -29,7 +32,7 @@ stream.subscribe(() => {
 
 def follow(gateway: ScriptedGateway, *, after: str | None = None) -> dict[str, Any]:
     words = {
-        "library": (SOURCE / "src" / "stream" / "index.ts").as_uri(),
+        "library": LIBRARY,
         "url": gateway.url,
         "after": json.dumps(after) if after else "undefined",
     }
@@ -102,6 +105,15 @@ def test_an_announced_hole_is_taken_as_it_is() -> None:
         seen = follow(gateway, after="1-2")
     assert (seen["messages"], seen["resyncs"]) == (["1-9", "1-10"], 1)
     assert len(gateway.handshakes) == 1
+
+
+def test_the_manuals_snippet_follows_a_job_to_its_end_and_lets_the_program_go() -> None:
+    page = (markdown.DOCS / "dashboard.md").read_text()
+    (code, _hook) = markdown.blocks(page, "typescript")
+    with ScriptedGateway(says(progress(9), END, close=1000, reason="succeeded")) as gateway:
+        code = code.replace("http://localhost:8000", gateway.url).replace("epochcast-stream", LIBRARY)
+        output = node("--input-type=module", "--eval", f"const token = null;\n{code}")
+    assert output.splitlines()[-1] == "succeeded 1 1 undefined ended"
 
 
 def test_the_package_builds_with_types_and_runs_under_node(tmp_path: Path) -> None:

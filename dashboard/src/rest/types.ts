@@ -149,7 +149,7 @@ export interface Host {
   readonly jobs: readonly number[];
   readonly training: readonly Training[];
   readonly versions: Readonly<Record<string, string>>;
-  readonly registered_at: string;
+  readonly registered_at: string | null;
   readonly heartbeat_at: string | null;
   readonly heartbeat_age_s: number | null;
 }
