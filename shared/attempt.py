@@ -8,13 +8,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from epochcast.events import EventId
-from epochcast.jobs import JobError, Metrics, Status, TrainingJob
+from epochcast.jobs import JobError, Metrics, Status, TrainingJob, utc_seconds
 from shared.archive import Chunk, store_chunk, transition_entry, trim
 from shared.claims import Claim
 from shared.database import Database
 from shared.event_log import Entry
 from shared.gang import end_members
-from shared.rows import progress_message, training_job
+from shared.rows import moment, progress_message, training_job
 from shared.tables import artifacts, attempts, gpus, jobs, metric_points, models, transition_events
 from shared.transitions import Fence, Terminal, apply, end_attempt, release_resources
 
@@ -343,6 +343,7 @@ class AttemptRecord:
                 "lease_until": 0.0,
                 "queued_at": now if charged else jobs.c.queued_at,
                 "not_before": now + delay_s,
+                "pending_reason": f"tries again at {utc_seconds(moment(now + delay_s))}: {reason}" if delay_s else None,
                 "restarts_used": jobs.c.restarts_used + int(charged),
                 "eta_s": None,
             }

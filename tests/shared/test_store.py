@@ -1,5 +1,6 @@
 """Every transition of a job, on SQLite and PostgreSQL: fenced, evented, and refused when it isn't legal."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,7 @@ from shared.queries import Queries
 from shared.recovery import Recovery
 from shared.rows import progress_message
 from shared.store import IdempotencyKey, Store
-from shared.tables import gpus, placements, transition_events
+from shared.tables import gpus, jobs, placements, transition_events
 from shared.transitions import error_message
 from tests.shared.records import IDENTITY, add_host, claim_placed, expire_lease, host_state, record_of, spec
 from worker.job_state import complete_message
@@ -296,3 +297,14 @@ def test_each_transition_names_the_event_before_it(database: Database, store: St
             sa.select(transition_events.c.generation, transition_events.c.prev).order_by(transition_events.c.generation)
         ).all()
     assert [tuple(row) for row in rows] == [(1, "0-0"), (2, "1-1"), (3, "2-7")]
+
+
+def test_a_job_that_pauses_before_its_next_attempt_says_until_when_and_why(database: Database, store: Store) -> None:
+    job, _ = store.create(spec(), "alice")
+    record_of(database, claim_placed(database, job.job_id)).requeue("failed", "CUDA out of memory", delay_s=60)
+    reason = store.get(job.job_id).pending_reason or ""
+    assert re.fullmatch(r"tries again at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: CUDA out of memory", reason)
+    with database.write() as connection:
+        connection.execute(sa.update(jobs).values(not_before=0.0))
+    record_of(database, claim_placed(database, job.job_id)).requeue("drained", "the worker was shut down")
+    assert store.get(job.job_id).pending_reason is None
