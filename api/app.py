@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import redis
 from fastapi import FastAPI
@@ -40,8 +41,11 @@ class GatewayApp(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, limits: Limits | None = None) -> GatewayApp:
-    """`limits`: the contract's, unless they are given. Raises NoKeys when there is nothing to check tokens with."""
+def create_app(settings: Settings, limits: Limits | None = None, static: Path = page.STATIC) -> GatewayApp:
+    """`limits`: the contract's, unless they are given. `static`: the built dashboard.
+
+    Raises NoKeys when there is nothing to check tokens with.
+    """
     app = GatewayApp(
         title="epochcast",
         version=epochcast.__version__,
@@ -63,7 +67,7 @@ def create_app(settings: Settings, limits: Limits | None = None) -> GatewayApp:
     app.include_router(stream.router, prefix=API)
     app.include_router(asyncapi.router, prefix=API)
     app.include_router(health.router)
-    app.include_router(page.router)
+    app.include_router(page.router_for(static))
     _install_middleware(app, settings)
     return app
 

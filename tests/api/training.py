@@ -119,7 +119,7 @@ class Training:
         for entry in own:
             self.append(entry, announce=entry is own[-1])
 
-    def finish(self, status: Status = Status.SUCCEEDED, *, ship: bool = True) -> Entry:
+    def finish(self, status: Status = Status.SUCCEEDED, *, ship: bool = True, error: JobError | None = None) -> Entry:
         """Ends the job in SQL, then (unless the worker dies in between) ships the terminal event."""
         self.archive()
 
@@ -134,7 +134,8 @@ class Training:
                 case _:
                     return progress_message(job, identifier)
 
-        error = JobError(type="cuda_oom", message="CUDA out of memory") if status is Status.FAILED else None
+        if status is Status.FAILED and error is None:
+            error = JobError(type="cuda_oom", message="CUDA out of memory")
         identifier = EventId(self.last.generation, self.last.seq + 1)
         _, entry = self.record.finish(
             status, seq=identifier.seq, prev=self.last, make_event=terminal, lease_s=0, outcome=str(status), error=error

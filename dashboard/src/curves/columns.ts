@@ -1,0 +1,70 @@
+/** Curves as columns: what the record has per epoch, with the stream's newer epochs over it. Pure. */
+
+import type { History } from '../rest/types.ts';
+import type { Epoch } from '../stream/index.ts';
+
+export interface Columns {
+  /** Epochs, ascending. */
+  readonly x: readonly number[];
+  /** By metric name, as long as `x`; null where there is no number. */
+  readonly series: Readonly<Record<string, readonly (number | null)[]>>;
+  /** By metric name: how often it was NaN or infinite. */
+  readonly nonFinite: Readonly<Record<string, number>>;
+}
+
+export function columnsOf(history: History | null, live: readonly Epoch[]): Columns {
+  const rows = new Map<number, Record<string, number | null | undefined>>();
+  const { epoch: epochs = [], ...metrics } = history ?? {};
+  const names = new Set(Object.keys(metrics).filter((name) => name !== 'step'));
+  epochs.forEach((epoch, at) => {
+    // The record has null for "NaN" and for "not reported" alike.
+    rows.set(epoch!, Object.fromEntries([...names].map((name) => [name, metrics[name]![at] ?? undefined])));
+  });
+  for (const { epoch, metrics: reported } of live) {
+    rows.set(epoch, { ...rows.get(epoch), ...reported });
+    for (const name of Object.keys(reported)) names.add(name);
+  }
+  const x = [...rows.keys()].sort((a, b) => a - b);
+  const series: Record<string, (number | null)[]> = {};
+  const nonFinite: Record<string, number> = {};
+  for (const name of names) {
+    const values = x.map((epoch) => rows.get(epoch)![name]);
+    series[name] = values.map((value) => value ?? null);
+    const bad = values.filter((value) => value === null).length;
+    if (bad > 0) nonFinite[name] = bad;
+  }
+  return { x, series, nonFinite };
+}
+
+/** Metrics that belong into one picture: `train_loss` and `val_loss` are both `loss`. */
+export function groups(names: readonly string[]): readonly { title: string; names: readonly string[] }[] {
+  const byTitle = new Map<string, string[]>();
+  for (const name of names) {
+    const title = name.replace(/^(train|val|valid|validation|test|eval)[_/]/, '');
+    byTitle.set(title, [...(byTitle.get(title) ?? []), name]);
+  }
+  const place = (title: string) => (title === 'loss' ? 0 : title === 'lr' || title === 'learning_rate' ? 2 : 1);
+  return [...byTitle]
+    .map(([title, members]) => ({ title, names: members.sort() }))
+    .sort((a, b) => place(a.title) - place(b.title) || a.title.localeCompare(b.title));
+}
+
+/** Exponential moving average without the pull to zero at its beginning; `weight` 0 leaves the values as they are. */
+export function smoothed(values: readonly (number | null)[], weight: number): readonly (number | null)[] {
+  if (weight === 0) return values;
+  let mean = 0;
+  let share = 1;
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = mean * weight + value * (1 - weight);
+    share *= weight;
+    return mean / (1 - share);
+  });
+}
+
+/** As a file for a spreadsheet. */
+export function csv({ x, series }: Columns): string {
+  const names = Object.keys(series);
+  const lines = x.map((epoch, at) => [epoch, ...names.map((name) => series[name]![at] ?? '')].join(','));
+  return [['epoch', ...names].join(','), ...lines].join('\n') + '\n';
+}

@@ -1,0 +1,105 @@
+/** The page of one job, kept up to date by its stream. */
+
+import { useEffect, useMemo } from 'react';
+import { useFleet, usePlatform } from '../app/platform.tsx';
+import { columnsOf } from '../curves/columns.ts';
+import { Curves } from '../curves/Curves.tsx';
+import type { Attempt, History, Items, Job } from '../rest/types.ts';
+import { useAnswer } from '../rest/useAnswer.ts';
+import { compareIds, isTerminal } from '../stream/index.ts';
+import { useTrainingJob } from '../stream/useTrainingJob.ts';
+import { percent } from '../ui/format.ts';
+import { Trouble } from '../ui/Notice.tsx';
+import { useTitle } from '../ui/useTitle.ts';
+import { Artifacts } from './Artifacts.tsx';
+import { Attempts } from './Attempts.tsx';
+import { ErrorPanel } from './ErrorPanel.tsx';
+import { JobHead } from './JobHead.tsx';
+import { LogPanel } from './LogPanel.tsx';
+import { Machines } from './Machines.tsx';
+import { SpecPanel } from './SpecPanel.tsx';
+import { Standing } from './Standing.tsx';
+
+/** The place in the queue changes without an event. */
+const QUEUED_AGAIN_MS = 5_000;
+
+interface LiveJobProps {
+  readonly first: Job;
+  readonly after: string;
+  /** Called when the job goes on after its end: the stream of the run before has closed for good. */
+  readonly onAgain: () => void;
+}
+
+export function LiveJob({ first, after, onAgain }: LiveJobProps) {
+  const { rest, token } = usePlatform();
+  const jobId = first.job_id;
+  const live = useTrainingJob(jobId, { token, after });
+  const status = live.status ?? first.status;
+  // What messages don't tell (hosts, queue, files) is read again whenever the job has moved.
+  const turn = `${jobId} ${status} ${live.attempt} ${live.stopRequested}`;
+  const asked = useAnswer(
+    `job ${turn}`,
+    (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal),
+    status === 'queued' ? QUEUED_AGAIN_MS : 0,
+  );
+  const job = useLast(asked.data, first);
+  const history = useAnswer(`metrics ${turn} ${live.resyncs}`, (signal) =>
+    rest.get<History>(`/training-jobs/${jobId}/metrics?max_points=5000`, signal),
+  );
+  const attempts = useAnswer(`attempts ${turn}`, (signal) =>
+    rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal),
+  );
+  const known = useLast(history.data, null);
+  const runs = useLast(attempts.data, null)?.items ?? [];
+
+  const columns = useMemo(() => columnsOf(known, live.epochs), [known, live.epochs]);
+  const marks = useMemo(
+    () =>
+      runs
+        .filter((run) => run.number > 1)
+        .map((run) => ({ x: (run.resumed_epoch ?? 0) + 1, text: `attempt ${run.number}` })),
+    [runs],
+  );
+  useTitle(`${isTerminal(status) ? status : percent(live.status ? live.progress : first.progress)} · ${job.name}`);
+
+  const newest = useFleet().get(jobId);
+  const goesOn =
+    live.connection.phase === 'ended' &&
+    newest !== undefined &&
+    !isTerminal(newest.status) &&
+    compareIds(newest.id, live.lastId ?? '0') > 0;
+  useEffect(() => {
+    if (goesOn) onAgain();
+  }, [goesOn, onAgain]);
+  const error = live.error ?? (status === 'failed' ? job.error : null);
+
+  return (
+    <>
+      <JobHead job={job} live={live} status={status} onDone={asked.reload} />
+      <Trouble error={asked.error ?? history.error ?? attempts.error} />
+      <Standing job={job} live={live} status={status} />
+      {error && <ErrorPanel error={error} />}
+      <div className="job-columns">
+        <div className="job-main">
+          <Curves columns={columns} marks={marks} name={`job-${jobId}`} />
+          <LogPanel jobId={jobId} lines={live.lines} isPartial={after !== '0'} />
+        </div>
+        <div className="job-side">
+          <Machines job={job} />
+          <Artifacts jobId={jobId} modelId={live.modelId ?? job.model_id} turn={turn} epoch={live.currentEpoch} />
+          <Attempts attempts={runs} />
+          <SpecPanel job={job} />
+        </div>
+      </div>
+    </>
+  );
+}
+
+/** The newest value there was: a page doesn't go blank while it asks again. */
+function useLast<Value>(value: Value | null, first: Value): Value {
+  const kept = useMemo(() => ({ value: first }), []);
+  useEffect(() => {
+    if (value !== null) kept.value = value;
+  }, [kept, value]);
+  return value ?? kept.value;
+}

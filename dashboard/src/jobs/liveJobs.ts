@@ -1,0 +1,99 @@
+/** The list of jobs: pages from the record, with the fleet's newest messages over them. Pure. */
+
+import type { Job } from '../rest/types.ts';
+import { compareIds, type FleetState, isTerminal, type JobMessage, type Status } from '../stream/index.ts';
+
+/** The job with what a newer message says of it. */
+export function withMessage(job: Job, message: JobMessage | undefined): Job {
+  if (!message || compareIds(message.id, job.last_event_id ?? '0') <= 0) return job;
+  const moved: Job = {
+    ...job,
+    status: message.status,
+    progress: message.progress,
+    current_epoch: message.current_epoch,
+    total_epochs: message.total_epochs,
+    timestamp: message.timestamp,
+    last_event_id: message.id,
+    ...(message.status === 'queued' ? {} : { queue_position: null, pending_reason: null, expected_start_at: null }),
+    ...(isTerminal(message.status)
+      ? { finished_at: message.timestamp, eta_s: null, hosts: [] }
+      : { finished_at: null }),
+  };
+  switch (message.type) {
+    case 'progress':
+      return {
+        ...moved,
+        current_loss: message.current_loss,
+        metrics: message.metrics,
+        eta_s: message.eta_s,
+        attempt: message.attempt,
+        stop_requested: message.stop_requested,
+        started_at: job.started_at ?? (message.status === 'running' ? message.timestamp : null),
+      };
+    case 'complete':
+      return { ...moved, model_id: message.model_id, final_metrics: message.final_metrics };
+    case 'error':
+      return { ...moved, error_message: message.error_message, error: message.error };
+  }
+}
+
+export function withFleet(jobs: readonly Job[], fleet: FleetState): readonly Job[] {
+  return jobs.map((job) => withMessage(job, fleet.get(job.job_id)));
+}
+
+/** Whether the fleet tells of a job that the list doesn't have: it was submitted after the newest page was read. */
+export function hasNewJob(jobs: readonly Job[], fleet: FleetState): boolean {
+  const newest = jobs.reduce((most, job) => Math.max(most, job.job_id), 0);
+  for (const id of fleet.keys()) if (id > newest) return true;
+  return false;
+}
+
+/** Pages read at different times, newest reading of each job, newest job first. */
+export function merged(older: readonly Job[], newer: readonly Job[]): readonly Job[] {
+  const byId = new Map(older.map((job) => [job.job_id, job]));
+  for (const job of newer) byId.set(job.job_id, job);
+  return [...byId.values()].sort((a, b) => b.job_id - a.job_id);
+}
+
+export interface Wanted {
+  readonly status: Status | '';
+  /** Words, all of which must be somewhere in the job. */
+  readonly search: string;
+  readonly sort: SortKey;
+  readonly descending: boolean;
+}
+
+export type SortKey = 'job' | 'name' | 'owner' | 'status' | 'progress' | 'loss' | 'eta';
+
+const KEYS: Record<SortKey, (job: Job) => number | string | null> = {
+  job: (job) => job.job_id,
+  name: (job) => job.name.toLowerCase(),
+  owner: (job) => job.owner.toLowerCase(),
+  status: (job) => ['running', 'queued', 'failed', 'stopped', 'succeeded'].indexOf(job.status),
+  progress: (job) => job.progress,
+  loss: (job) => job.current_loss,
+  eta: (job) => job.eta_s,
+};
+
+export function chosen(jobs: readonly Job[], wanted: Wanted): readonly Job[] {
+  const words = wanted.search.toLowerCase().split(/\s+/).filter(Boolean);
+  const kept = jobs.filter(
+    (job) => (!wanted.status || job.status === wanted.status) && words.every((word) => text(job).includes(word)),
+  );
+  const key = KEYS[wanted.sort];
+  const direction = wanted.descending ? -1 : 1;
+  return kept.sort((a, b) => {
+    const [left, right] = [key(a), key(b)];
+    // What has no value stays behind what has one, whichever way.
+    if (left === null || right === null) return Number(left === null) - Number(right === null) || b.job_id - a.job_id;
+    return (left < right ? -1 : left > right ? 1 : 0) * direction || b.job_id - a.job_id;
+  });
+}
+
+function text(job: Job): string {
+  const { recipe, entrypoint, tags } = job.spec;
+  const hosts = job.hosts.map((host) => host.name);
+  return [`#${job.job_id}`, job.name, job.owner, recipe, entrypoint, ...tags, ...hosts, job.error_message]
+    .join(' ')
+    .toLowerCase();
+}

@@ -1,0 +1,90 @@
+/** The gateway's calls, with the token of this tab. */
+
+import type { WrongField } from './types.ts';
+
+/** Raised when the gateway says no; `message` is its own sentence. */
+export class Problem extends Error {
+  readonly status: number;
+  readonly code: string;
+  readonly fields: readonly WrongField[];
+
+  constructor(status: number, code: string, detail: string, fields: readonly WrongField[] = []) {
+    super(detail);
+    this.status = status;
+    this.code = code;
+    this.fields = fields;
+  }
+}
+
+/** Raised when nobody answers. */
+export class Unreachable extends Error {}
+
+const PATIENCE_MS = 15_000;
+
+export class Rest {
+  private readonly token: string | null;
+  private readonly onRefused: (problem: Problem) => void;
+
+  /** `onRefused`: called when the token is missing, wrong or has expired. */
+  constructor(token: string | null, onRefused: (problem: Problem) => void) {
+    this.token = token;
+    this.onRefused = onRefused;
+  }
+
+  async get<Answer>(path: string, signal?: AbortSignal): Promise<Answer> {
+    return (await (await this.call('GET', path, undefined, signal)).json()) as Answer;
+  }
+
+  async post<Answer>(path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
+    return (await (await this.call('POST', path, body, undefined, headers)).json()) as Answer;
+  }
+
+  /** A file, into the browser's downloads: fetched, because a link can't carry the token. */
+  async download(path: string, fallback: string): Promise<void> {
+    const answer = await this.call('GET', path, undefined, new AbortController().signal);
+    const named = /filename="?([^";]+)/.exec(answer.headers.get('Content-Disposition') ?? '');
+    save(await answer.blob(), named?.[1] ?? fallback);
+  }
+
+  private async call(
+    method: string,
+    path: string,
+    body?: unknown,
+    signal: AbortSignal = AbortSignal.timeout(PATIENCE_MS),
+    more: Record<string, string> = {},
+  ): Promise<Response> {
+    const headers: Record<string, string> = { ...more };
+    if (this.token) headers.Authorization = `Bearer ${this.token}`;
+    if (body !== undefined) headers['Content-Type'] = 'application/json';
+    const content = body === undefined ? null : JSON.stringify(body);
+    const answer = await fetch(`/api/v1${path}`, { method, headers, body: content, signal }).catch((error: Error) => {
+      if (error.name === 'AbortError') throw error;
+      throw new Unreachable('the gateway does not answer');
+    });
+    if (answer.ok) return answer;
+    const problem = await problemOf(answer);
+    if (problem.status === 401) this.onRefused(problem);
+    throw problem;
+  }
+}
+
+async function problemOf(answer: Response): Promise<Problem> {
+  if (!/json/.test(answer.headers.get('Content-Type') ?? '')) {
+    return new Problem(answer.status, 'unknown', `the gateway answered ${answer.status} ${answer.statusText}`);
+  }
+  const content = (await answer.json()) as { code?: string; detail?: string; title?: string; errors?: WrongField[] };
+  return new Problem(
+    answer.status,
+    content.code ?? 'unknown',
+    content.detail ?? content.title ?? `status ${answer.status}`,
+    content.errors ?? [],
+  );
+}
+
+export function save(content: Blob, filename: string): void {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(content);
+  link.download = filename;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

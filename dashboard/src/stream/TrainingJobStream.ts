@@ -1,0 +1,89 @@
+/** One job, live: its state kept up to date over a socket that comes back with its cursor. */
+
+import { compareIds, isNext } from './eventIds.ts';
+import { apply, isSeen, type JobState, unknownJob } from './jobState.ts';
+import type { Message } from './messages.ts';
+import { type Connection, ReconnectingSocket } from './ReconnectingSocket.ts';
+import { apiUrl, socketUrl } from './urls.ts';
+import { Watchers } from './Watchers.ts';
+
+export interface StreamOptions {
+  /** The gateway; the page's own when it is left out. */
+  readonly url?: string | undefined;
+  readonly token?: string | null | undefined;
+  /** An event id to begin after; `'0'`: the whole history. Without it: the state now, then what follows. */
+  readonly after?: string | undefined;
+  /** Every message once, in order, before `state` has it. */
+  readonly onMessage?: (message: Message) => void;
+}
+
+export class TrainingJobStream {
+  state: JobState;
+  private readonly options: StreamOptions;
+  private readonly watchers = new Watchers();
+  private readonly socket: ReconnectingSocket;
+  private received: Message[] = [];
+  /** Of the newest message received, which `state` may not have yet. */
+  private lastId: string | null;
+  private holeAt: string | null = null;
+
+  constructor(jobId: number, options: StreamOptions = {}) {
+    this.options = options;
+    this.state = unknownJob(jobId);
+    this.lastId = options.after ?? null;
+    this.socket = new ReconnectingSocket({
+      address: () => socketUrl(options.url, `/training-jobs/${jobId}/ws`, this.lastId),
+      token: options.token ?? null,
+      onText: (text) => this.receive(JSON.parse(text) as Message),
+      onConnection: () => this.watchers.tell(),
+      hasMissed: () => this.hasMissed(),
+    });
+    this.watchers.before = () => this.settle();
+  }
+
+  get connection(): Connection {
+    return this.socket.connection;
+  }
+
+  /** Calls `watcher` after changes, at most about 30 times a second. Returns what ends that. */
+  readonly subscribe = (watcher: () => void): (() => void) => this.watchers.add(watcher);
+
+  close(): void {
+    this.socket.close();
+  }
+
+  private receive(message: Message): void {
+    if (isSeen({ lastId: this.lastId }, message)) return;
+    const last = this.lastId;
+    const isResync = message.type === 'progress' && message.resync === true;
+    if (last !== null && last !== '0' && !isResync && !isNext(last, message.id) && this.holeAt !== last) {
+      // Not by the contract; once, the log is asked for what is missing.
+      this.holeAt = last;
+      this.socket.reopen();
+      return;
+    }
+    this.lastId = message.id;
+    this.options.onMessage?.(message);
+    this.received.push(message);
+    this.watchers.tell();
+  }
+
+  private settle(): void {
+    if (this.received.length === 0) return;
+    const received = this.received;
+    this.received = [];
+    this.state = apply(this.state, received);
+  }
+
+  private async hasMissed(): Promise<boolean> {
+    const { url, token } = this.options;
+    const answer = await fetch(apiUrl(url, `/training-jobs/${this.state.jobId}`), {
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      signal: AbortSignal.timeout(5_000),
+      cache: 'no-store',
+    });
+    if (!answer.ok) return false;
+    const { last_event_id: newest } = (await answer.json()) as { last_event_id: string | null };
+    return newest !== null && compareIds(newest, this.lastId ?? '0') > 0;
+  }
+}

@@ -1,0 +1,102 @@
+/** One line of the form: a label, what it takes, what it means, what is wrong with it. */
+
+import { type ReactNode, useId } from 'react';
+import type { Schema } from '../rest/types.ts';
+import { shown } from '../ui/format.ts';
+import { kindOf, type OptionName, OPTIONS } from './draft.ts';
+
+interface FieldProps {
+  readonly text: string;
+  readonly error: string | null;
+  readonly onText: (text: string) => void;
+}
+
+export function HyperparameterField({ name, schema, ...field }: FieldProps & { name: string; schema: Schema }) {
+  const kind = kindOf(schema);
+  const fallback = schema.default === null || schema.default === undefined ? 'not given' : shown(schema.default);
+  const choices = kind.enum ?? (kind.type === 'boolean' ? ['true', 'false'] : null);
+  const isNumber = kind.type === 'number' || kind.type === 'integer';
+  return (
+    <Field
+      label={name}
+      help={schema.description}
+      fallback={fallback}
+      choices={choices}
+      isNumber={isNumber}
+      {...field}
+    />
+  );
+}
+
+export function OptionField({ name, epochs, ...field }: FieldProps & { name: OptionName; epochs: number }) {
+  const { label, kind, help, fallback } = OPTIONS[name];
+  const choices = typeof kind === 'string' ? null : kind;
+  const usual = name === 'total_epochs' ? String(epochs) : fallback;
+  return (
+    <Field
+      label={label}
+      help={help}
+      fallback={usual}
+      choices={choices}
+      isNumber={kind === 'integer' || kind === 'number'}
+      {...field}
+    />
+  );
+}
+
+interface AnyFieldProps extends FieldProps {
+  readonly label: string;
+  readonly help: string | undefined;
+  readonly fallback: string;
+  readonly choices: readonly string[] | null;
+  readonly isNumber: boolean;
+}
+
+function Field({ label, help, fallback, choices, isNumber, text, error, onText }: AnyFieldProps) {
+  const id = useId();
+  const described = [help ? `${id}-help` : '', error ? `${id}-error` : ''].filter(Boolean).join(' ') || undefined;
+  const common = { id, 'aria-describedby': described, 'aria-invalid': error ? true : undefined, value: text };
+  let control: ReactNode;
+  if (choices) {
+    control = (
+      <select {...common} onChange={(event) => onText(event.target.value)}>
+        <option value="">{fallback} (default)</option>
+        {choices
+          .filter((choice) => choice !== fallback)
+          .map((choice) => (
+            <option key={choice} value={choice}>
+              {choice}
+            </option>
+          ))}
+      </select>
+    );
+  } else {
+    control = (
+      <input
+        {...common}
+        type="text"
+        inputMode={isNumber ? 'decimal' : 'text'}
+        placeholder={fallback}
+        autoComplete="off"
+        spellCheck={false}
+        onChange={(event) => onText(event.target.value)}
+      />
+    );
+  }
+  return (
+    <div className={text === '' ? 'field' : 'field changed'}>
+      <label htmlFor={id}>{label}</label>
+      {control}
+      {error && (
+        <p id={`${id}-error`} className="field-error">
+          {error}
+        </p>
+      )}
+      {help && (
+        <p id={`${id}-help`} className="field-help">
+          {help}
+        </p>
+      )}
+    </div>
+  );
+}

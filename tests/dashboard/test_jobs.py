@@ -1,0 +1,109 @@
+"""Signing in, and the list of jobs: live, found by words, sorted, and as good with a thousand as with three."""
+
+import re
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+
+from epochcast.jobs import Resources, TrainingJobSpec
+from shared import tokens
+from shared.database import Database
+from shared.settings import Settings
+from shared.store import Store
+from tests.api.rest.served import Served
+from tests.dashboard.conftest import NewContext
+from tests.dashboard.driving import Dashboard, submit
+from tests.platform import Platform
+
+pytestmark = pytest.mark.chromium
+
+
+def test_a_link_with_a_token_signs_in_and_the_token_leaves_the_address(dashboard: Dashboard) -> None:
+    assert dashboard.page.url == f"{dashboard.url}/"
+    expect(dashboard.button("Sign out")).to_be_visible()
+    dashboard.page.reload()
+    expect(dashboard.button("Sign out")).to_be_visible()
+    assert dashboard.page.evaluate("localStorage.length") == 0
+
+
+def test_without_a_token_the_page_asks_for_one_and_says_why_it_refuses(
+    running: Platform, new_context: NewContext
+) -> None:
+    page = new_context().new_page()
+    page.goto(running.url)
+    page.get_by_label("Token").fill("nonsense")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("token")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Jobs", level=1)).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new_context: NewContext) -> None:
+    secret = (running.data_dir / "secret").read_text().strip()
+    token = tokens.create("alice", ("jobs:read",), days=8 / 86_400, secret=secret)
+    page = new_context().new_page()
+    page.goto(f"{running.url}/#token={token}")
+    expect(page.get_by_role("alert")).to_contain_text("expired")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
+
+
+def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashboard, client: httpx2.Client) -> None:
+    expect(dashboard.page.locator(".top [data-phase='live']")).to_be_visible()
+    job_id = submit(client, name="appears")
+    row = dashboard.row(job_id)
+    expect(row).to_contain_text("appears")
+    expect(row.locator(".status")).to_have_text("succeeded")
+    expect(row).to_contain_text("100 %")
+
+
+def test_a_waiting_job_says_why_it_waits(dashboard: Dashboard, client: httpx2.Client) -> None:
+    job_id = submit(client, name="too large", resources={"gpus": 8})
+    expect(dashboard.row(job_id)).to_contain_text("needs 8 GPUs")
+    client.post(f"/training-jobs/{job_id}/stop")
+    expect(dashboard.row(job_id).locator(".status")).to_have_text("stopped")
+
+
+@pytest.fixture
+def crowded(sqlite_settings: Settings) -> Served:
+    """A gateway with a thousand jobs that wait for GPUs."""
+    store = Store(Database(sqlite_settings.database_url.get_secret_value()))
+    for number in range(1, 1001):
+        spec = TrainingJobSpec(
+            recipe="image-classifier",
+            name=f"job-{number % 7}",
+            total_epochs=9,
+            resources=Resources(gpus=4),
+            tags=["many"],
+        )
+        store.create(spec, "alice" if number % 2 else "bob")
+    store.database.close()
+    return Served(sqlite_settings)
+
+
+def test_a_thousand_jobs_are_listed_searched_and_sorted_but_only_those_on_the_screen_are_painted(
+    crowded: Served, new_context: NewContext
+) -> None:
+    with crowded as served:
+        token = served.token("alice", "jobs:read", "jobs:all")
+        dashboard = Dashboard.open(new_context().new_page(), served.url, token)
+        page = dashboard.page
+        expect(dashboard.row(1000)).to_be_visible()
+        page.get_by_role("searchbox", name="Search jobs").fill("job-3 bob")
+        expect(page.get_by_role("table")).to_have_attribute("aria-rowcount", str(1 + 71))
+        assert "search=job-3+bob" in page.url
+        page.get_by_role("searchbox", name="Search jobs").fill("")
+        expect(page.get_by_role("table")).to_have_attribute("aria-rowcount", "1001")
+        page.get_by_role("button", name="Job", exact=True).click()
+        expect(page.get_by_role("columnheader", name=re.compile("^Job"))).to_have_attribute("aria-sort", "ascending")
+        expect(dashboard.row(1)).to_be_visible()
+        assert page.locator("tr[data-job]").count() < 100
+        page.keyboard.press("End")
+        expect(dashboard.row(1000)).to_be_visible()
+        assert page.locator("tr[data-job]").count() < 100

@@ -1,0 +1,145 @@
+"""The other pages: submitting, comparing, the fleet, models; and what holds on every page."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+
+from tests.dashboard.conftest import NewContext
+from tests.dashboard.driving import Dashboard, finished, submit, violations
+from tests.platform import CHECKOUT, Platform
+
+pytestmark = pytest.mark.chromium
+
+
+@pytest.fixture(scope="module")
+def two_jobs(running: Platform) -> tuple[int, int]:
+    """Two jobs that have ended, unlike in one hyperparameter."""
+    headers = {"Authorization": f"Bearer {running.token}"}
+    with httpx2.Client(base_url=f"{running.url}/api/v1", headers=headers, trust_env=False, timeout=30) as client:
+        parameters = {"model": "mlp", "width": 8}
+        first = submit(client, name="slow", hyperparameters=parameters | {"lr": 0.001})
+        second = submit(client, name="fast", hyperparameters=parameters | {"lr": 0.02})
+        finished(client, first, second)
+    return first, second
+
+
+def test_jobs_picked_in_the_list_are_compared_at_an_address_that_can_be_shared(
+    dashboard: Dashboard, two_jobs: tuple[int, int]
+) -> None:
+    page = dashboard.page
+    for job_id in two_jobs:
+        page.get_by_label(f"Compare job {job_id}").check()
+    dashboard.button("Compare 2").click()
+    assert page.url.endswith(f"/compare?jobs={two_jobs[0]},{two_jobs[1]}")
+    page.reload()
+    expect(page.get_by_role("img", name="train_loss over 6 epochs")).to_be_visible()
+    differing = page.locator("tr.differs")
+    expect(differing).to_have_count(1)
+    expect(differing).to_contain_text("0.001")
+    expect(differing).to_contain_text("0.02")
+    dashboard.button(f"Remove job {two_jobs[1]}").click()
+    expect(page.get_by_role("columnheader")).to_have_count(1)
+
+
+def test_the_form_shows_the_plan_submits_and_names_the_same_job_for_a_terminal(
+    dashboard: Dashboard, running: Platform, client: httpx2.Client
+) -> None:
+    dashboard.go("/submit")
+    page = dashboard.page
+    page.get_by_label("Table classifier").check()
+    page.get_by_label("hidden", exact=True).fill("-3")
+    expect(page.locator(".field-error")).to_contain_text("greater than or equal to 1")
+    page.get_by_label("hidden", exact=True).fill("16")
+    page.get_by_label("dataset", exact=True).select_option("wine")
+    page.get_by_label("Name", exact=True).fill("it's wine")
+    page.get_by_label("Epochs", exact=True).fill("3")
+    page.get_by_label("Tags", exact=True).fill("red white")
+    expect(page.get_by_role("region", name="Plan")).to_contain_text("would start")
+    command, python = page.get_by_label("In a terminal").inner_text(), page.get_by_label("In Python").inner_text()
+    dashboard.button("Submit job").click()
+    expect(page.get_by_test_id("progress")).to_have_text("100 %")
+    job = client.get(f"/training-jobs/{page.url.rsplit('/', 1)[1]}").json()
+    assert (job["name"], job["total_epochs"], job["spec"]["hyperparameters"]["dataset"]) == ("it's wine", 3, "wine")
+    # Threads are decided by the first host.
+    wanted = job["spec"] | {"threads": None}
+    assert spec_of_command(command, running) == spec_of_python(python, running) == wanted
+
+
+def spec_of_command(command: str, platform: Platform) -> object:
+    program, *words = shlex.split(command)
+    assert program == "epochcast"
+    server = ["--dry-run", "--json", "--url", platform.url, "--token", str(platform.token)]
+    return json.loads(run([sys.executable, "-m", "epochcast.cli", *words, *server], {}))["spec"]
+
+
+def spec_of_python(code: str, platform: Platform) -> object:
+    """Run as it stands, against a server: `.submit(` becomes `.plan(`, so that it makes no job."""
+    code = code.replace(".submit(", ".plan(") + "import json; print(json.dumps(job['spec']))"
+    where = {"EPOCHCAST_URL": platform.url, "EPOCHCAST_TOKEN": str(platform.token)}
+    return json.loads(run([sys.executable, "-c", code], where))
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    home = {"PATH": "/usr/bin:/bin", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=home, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_model_shows_where_it_comes_from(
+    dashboard: Dashboard, client: httpx2.Client, two_jobs: tuple[int, int], tmp_path: Path
+) -> None:
+    model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
+    dashboard.go("/models")
+    dashboard.page.get_by_role("link", name="slow").click()
+    lineage = dashboard.page.get_by_role("region", name="Lineage")
+    expect(lineage).to_contain_text(f"job {two_jobs[0]}")
+    expect(lineage).to_contain_text("torch")
+    path = dashboard.download(dashboard.button("Download", exact=False), tmp_path)
+    assert path.name == f"slow-{model}.safetensors"
+
+
+PAGES = ("/", "/submit", "/fleet", "/models", "/compare", "/jobs/{job}", "/models/{model}", "/compare?jobs={job}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_any_page(
+    running: Platform, new_context: NewContext, client: httpx2.Client, two_jobs: tuple[int, int], scheme: str
+) -> None:
+    page = new_context(color_scheme=scheme).new_page()
+    dashboard = Dashboard.open(page, running.url, running.token)
+    model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
+    for path in PAGES:
+        dashboard.go(path.format(job=two_jobs[0], model=model))
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        assert violations(page) == [], path
+
+
+def test_every_page_fits_a_phone(
+    running: Platform, new_context: NewContext, client: httpx2.Client, two_jobs: tuple[int, int]
+) -> None:
+    page = new_context(viewport={"width": 360, "height": 740}, has_touch=True).new_page()
+    dashboard = Dashboard.open(page, running.url, running.token)
+    model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
+    for path in PAGES:
+        dashboard.go(path.format(job=two_jobs[0], model=model))
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+
+
+def test_the_chosen_colours_outlast_a_reload(dashboard: Dashboard) -> None:
+    page = dashboard.page
+    for wanted in ("light", "dark"):
+        page.get_by_role("button", name="Colours:").click()
+        assert page.evaluate("document.documentElement.dataset.theme") == wanted
+    page.reload()
+    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
