@@ -68,6 +68,9 @@ ELSEWHERE_COMMANDS = {
     "torchrun --nproc-per-node 2 worker/recipes/image_classifier.py": "tests/worker/test_recipe_ranks.py",
 }
 ELSEWHERE_BLOCKS = {
+    ("README.md", "const ws = new WebSocket('ws://localhost:8000/api/v1/training-jobs/1/stream');"): (
+        f"lines of the document's own snippet, which {DOCUMENT} runs on a server that asks for no token"
+    ),
     ("docs/docker.md", "printf 'EPOCHCAST_SECRET=%s\\nPOSTGRES_PASSWORD=%s\\nREDIS_PASSWORD=%s\\n' \\"): (
         "needs Docker; tests/test_compose.py checks the files"
     ),

@@ -14,16 +14,25 @@ from epochcast.cli.board import Board, apply, with_history
 from epochcast.events import decode
 from epochcast.jobs import Status
 from epochcast.notebook import picture
-from tests.epochcast.scripted import ScriptedGateway, job, message, says
+from tests.epochcast.scripted import ScriptedGateway, job, message, says, stays
+from tests.waiting import wait_until
 
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[Any]:
+def manager() -> Iterator[KernelManager]:
+    started = KernelManager(kernel_name="python3")
+    started.start_kernel()
+    try:
+        yield started
+    finally:
+        started.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel(manager: KernelManager) -> Iterator[Any]:
     """A kernel as Jupyter starts it, with epochcast imported."""
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel()
     client = manager.client()
     client.start_channels()
     try:
@@ -32,7 +41,6 @@ def kernel() -> Iterator[Any]:
         yield client
     finally:
         client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def run(client: Any, cell: str) -> list[dict[str, Any]]:
@@ -94,6 +102,18 @@ def test_without_a_notebook_the_same_call_writes_lines(capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("running  epoch 2/10")
     assert "job 42 succeeded" in "\n".join(lines)
+
+
+def test_an_interrupted_cell_leaves_the_job_and_the_client_working(kernel: Any, manager: KernelManager) -> None:
+    with ScriptedGateway(stays(message(2)), pages={"/api/v1/training-jobs/42": [job()]}) as gateway:
+        run(kernel, f"client = epochcast.Client({gateway.url!r})")
+        asked = kernel.execute("client.show(42)")
+        wait_until(lambda: bool(gateway.handshakes), "the cell's socket", timeout_s=PATIENCE_S)
+        manager.interrupt_kernel()
+        reply = kernel.get_shell_msg(timeout=PATIENCE_S)
+        assert (reply["parent_header"]["msg_id"], reply["content"]["ename"]) == (asked, "KeyboardInterrupt")
+        run(kernel, "assert client.job(42).status == 'running'; client.close()")
+        assert not any("/stop" in path for path in gateway.gets)
 
 
 # --- the picture

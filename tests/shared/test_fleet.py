@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from epochcast.answers import Host
 from epochcast.jobs import Status
 from shared.attempt import LeaseLost
 from shared.database import Database
@@ -101,6 +103,26 @@ def test_a_heartbeat_tells_of_gpus_that_came_changed_and_went(database: Database
     shown = fleet.hosts()[0]["gpus"]
     assert [card["quarantined"] for card in shown] == [True, False]
     assert shown[0]["users"] == [{"pid": 1, "used_bytes": 0}]
+
+
+def keys(value: Any) -> Any:
+    """The names of all fields, at every depth."""
+    match value:
+        case dict():
+            return {name: keys(below) for name, below in value.items()}
+        case list():
+            return [keys(below) for below in value]
+    return None
+
+
+def test_a_host_is_shown_with_exactly_the_fields_that_the_client_knows(database: Database) -> None:
+    """The gateway writes the list as it is, so no type stands between."""
+    add_host(database, host_state("a", gpus=2))
+    job_id = Store(database).create(spec(gpus=1), "alice")[0].job_id
+    claim_placed(database, job_id, host="a")
+    [shown] = Fleet(database).hosts()
+    assert shown["training"]
+    assert keys(Host.model_validate(shown).model_dump()) == keys(shown)
 
 
 def test_a_gpu_that_a_job_holds_stays_in_the_record_when_the_driver_loses_it(database: Database) -> None:
