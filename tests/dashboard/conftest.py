@@ -19,10 +19,10 @@ expect.set_options(timeout=PATIENCE_MS)
 def find_binary() -> str:
     """Skips the test, or fails it, where there is no browser or nothing to show in it."""
     installed()
-    for name in BINARIES:
-        if (binary := shutil.which(name)) is not None:
-            return binary
-    missing("chromium", f"no browser found; install one of {', '.join(BINARIES)}")
+    binary = next(filter(None, map(shutil.which, BINARIES)), None)
+    if binary is None:
+        missing("chromium", f"no browser found; install one of {', '.join(BINARIES)}")
+    return binary
 
 
 @pytest.fixture(scope="module")
