@@ -23,7 +23,7 @@ class Rank:
         with self.process.stdout as output:
             self.lines.extend(line.rstrip("\n") for line in output)
 
-    def ended(self, timeout_s: float = 300) -> tuple[int, str]:
+    def ended(self, timeout_s: float = 150) -> tuple[int, str]:
         """Exit code and output."""
         code = self.process.wait(timeout_s)
         self._thread.join(timeout_s)
