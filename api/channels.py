@@ -74,14 +74,16 @@ class Channel:
         burst, level = self.burst, self.level
         if burst.count == 0:
             return
-        frames = burst.frames()
-        if level:
-            level.write(frames)
-        if len(level) < len(self.subscribers):
-            self._offer(burst, frames)
-        if self.follower is not None:
-            self.follower.hear(self.expected.last)
-        burst.clear()
+        try:
+            frames = burst.frames()
+            if level:
+                level.write(frames)
+            if len(level) < len(self.subscribers):
+                self._offer(burst, frames)
+            if self.follower is not None:
+                self.follower.hear(self.expected.last)
+        finally:
+            burst.clear()  # also when a transport raised: nobody gets these a second time
 
     def _offer(self, burst: Burst, frames: bytes) -> None:
         """To those who are not level; some may be then."""

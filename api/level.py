@@ -18,8 +18,8 @@ class Member(Protocol):
 class Level:
     """Those who have every event up to the newest, nothing waiting before the next one, and a peer that drains.
 
-    What the relay does for each of them is one call of its transport; to ask each one first took as long as that
-    (measured 2026-11-24). Whoever stops being level has to `leave` before anything else happens to it.
+    What the relay does for each of them is one call of its transport (docs/decisions.md says what that is worth).
+    Whoever stops being level has to `leave` before anything else happens to it.
     """
 
     __slots__ = ("_expected", "_lines", "_writes", "has_written")
