@@ -15,7 +15,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from epochcast import integrations, job_file, training
+from epochcast import environment, integrations, job_file, training
 from epochcast.integrations.link import has_spoken
 from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
@@ -43,12 +43,13 @@ def main() -> int:
     name_process("ec-trainer")
     own = os.getpid()
     os.environ.update(job.env)
+    environment.keep()
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a printed line is a log line at once
     script = job.script or script_of(str(job.recipe))
     try:
-        stacks.answer(Path(os.environ["EPOCHCAST_SOCKET"]).parent)
+        stacks.answer(Path(environment.socket()).parent)
         enter_environment(job)
     except (EnvironmentFailed, OSError) as error:
         _report_environment(error)
@@ -199,7 +200,7 @@ def _typed(error: BaseException, job: JobFile, script: Path, folder: Path) -> Jo
 def _rank() -> int:
     """As the launcher set it, unless the script has put something else there."""
     try:
-        return max(0, int(os.environ.get("RANK", "0")))
+        return max(0, environment.rank())
     except ValueError:
         return 0
 
@@ -246,19 +247,22 @@ def _complain(message: str) -> None:
 
 
 def _send(failed: JobError) -> None:
-    """Over the run's own connection, so that it arrives after the reports before it."""
     _say({"type": "failure", "rank": failed.rank, "error": failed.model_dump(mode="json", exclude={"host"})})
 
 
 def _say(packet: dict[str, Any]) -> None:
+    """Over the script's own connection, so that it arrives after the reports before it; over a new one where there is
+    none or the script has closed it."""
+    run = training.current_run()
     try:
-        run = training.current_run()
         if run is not None:
-            run.pass_on(packet)
-        elif (link := has_spoken()) is not None:
-            link.pass_on(packet)
-        else:
-            AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send(packet)
+            return run.pass_on(packet)
+        if (link := has_spoken()) is not None:
+            return link.pass_on(packet)
+    except Disconnected:
+        pass
+    try:
+        AttemptSocket(environment.socket()).send(packet)
     except Disconnected as gone:
         print(gone, file=sys.stderr)
 

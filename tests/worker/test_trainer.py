@@ -195,6 +195,34 @@ raise Odd
     assert error_of(attempt)["message"] == "Odd: (its message can't be read: __str__ raised RuntimeError)"
 
 
+EMPTY = "import os\nos.environ.clear()\n"
+INIT = "import epochcast\nrun = epochcast.init()\n"
+LINK = "from epochcast.integrations.link import link\nlink().report(1, {'loss': 1.0})\n"
+CLOSED = "import os\nos.closerange(3, 256)\n"
+RAISE = "raise ValueError('mine')"
+
+
+@pytest.mark.parametrize("before", [EMPTY, EMPTY + INIT, INIT + EMPTY, INIT + CLOSED, LINK + CLOSED])
+def test_a_script_that_empties_its_environment_or_closes_its_socket_is_heard(
+    checkout: Path, tmp_path: Path, before: str
+) -> None:
+    code, output, attempt = train(checkout, tmp_path, before + RAISE)
+    assert code == 1, output
+    assert error_of(attempt)["message"] == "ValueError: mine"
+
+
+def test_a_script_that_empties_its_environment_stays_the_jobs_and_its_ranks(checkout: Path, tmp_path: Path) -> None:
+    script = EMPTY + INIT + "run.report(epoch=1, loss=run.params['lr'])\nprint(len(run.sampler(10)))"
+    (checkout / "worker/recipes/mine.py").write_text(script)
+    with listening(tmp_path / "attempt", recipe="mine", params={"lr": 0.5}) as attempt:
+        process = attempt.start("-m", "worker.trainer", checkout=checkout, RANK="1", WORLD_SIZE="2")
+        code, output = finished(process)
+        attempt.settle()
+    assert (code, output) == (0, "5\n")
+    [report] = attempt.said("report")
+    assert (report["rank"], report["metrics"]) == (1, {"loss": 0.5})
+
+
 SNAPSHOT = """
 import epochcast, torch
 # What a CUDA build has and this machine's may lack: recording is on, and this is what the allocator says.
