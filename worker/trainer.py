@@ -182,8 +182,10 @@ def _print(error: BaseException, script: Path) -> None:
     own = error.__traceback__
     while own is not None and own.tb_frame.f_code.co_filename != str(script):
         own = own.tb_next
+    if own is None and not isinstance(error, SyntaxError):  # the script's own mistake has no frame yet
+        own = error.__traceback__
     try:
-        traceback.print_exception(type(error), error, own or error.__traceback__)
+        traceback.print_exception(type(error), error, own)
     except Exception as fault:  # a script's own exception class, or a stderr that it closed
         _complain(f"the traceback can't be printed: {type(fault).__name__}")
 

@@ -78,7 +78,9 @@ def test_users_mistake_is_shown_by_their_own_lines_only(checkout: Path, tmp_path
 
 
 def test_syntax_error_names_file_and_line(checkout: Path, tmp_path: Path) -> None:
-    code, _, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
+    code, output, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
+    assert "def broken(:" in output
+    assert "worker/trainer.py" not in output, "the log shows it as Python does"
     error = error_of(attempt)
     assert (code, error["type"]) == (1, "user_error")
     assert error["detail"].splitlines()[1:3] == ["    def broken(:", "               ^"]
