@@ -21,7 +21,7 @@ from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.placement import Rules, place_in_parts
-from shared.recovery import Recovery, waits_for_others
+from shared.recovery import AVOID_S, Recovery, waits_for_others
 from shared.reserving import FIRST_POKE_S
 from shared.settings import Settings
 from shared.tables import jobs, placements
@@ -35,7 +35,6 @@ TURN_S = 0.9 * TICK_S
 FORECAST_S = 5.0
 POKE_LIMIT_S = 60.0
 UNCLAIMED_S = 120.0
-AVOID_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
