@@ -175,9 +175,13 @@ class Dispatcher:
                 .limit(200)
             )
             due = [_Due(row.job_id, row.host, row.pokes) for row in rows]
-        for one in due:
+        for number, one in enumerate(due, 1):
             if self._take_poke(one):
-                self._send([one])
+                try:
+                    self._send([one])
+                except (OperationalError, OSError):
+                    self._put_off(due[number:])
+                    raise
 
     def _send(self, taken: list[_Due]) -> None:
         """The pokes that this dispatcher has taken."""
@@ -189,6 +193,13 @@ class Dispatcher:
                 for left in taken[sent:]:
                     self._restore_poke(left)
                 raise
+
+    def _put_off(self, due: list[_Due]) -> None:
+        """The same for those who would have been next: one try tells of all that the broker is away."""
+        these = sa.tuple_(placements.c.job_id, placements.c.host).in_([(one.job_id, one.host) for one in due])
+        with self._database.write() as connection:
+            now = self._database.time(connection)
+            connection.execute(placements.update().where(these).values(next_poke_at=now + TICK_S, placed_at=now))
 
     def _take_poke(self, one: _Due) -> bool:
         """Of several dispatchers one sends each poke."""
