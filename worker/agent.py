@@ -192,7 +192,7 @@ class Agent:
 
     def _reachable_hosts(self) -> list[str]:
         try:
-            return [host["name"] for host in self._fleet.hosts() if host["status"] != "unreachable"]
+            return self._fleet.reachable()
         except DatabaseUnavailable:
             return []
 

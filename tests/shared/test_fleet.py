@@ -71,6 +71,35 @@ def test_on_the_same_machine_the_process_itself_says_whether_the_name_is_free(da
     assert fleet.heartbeat(restarted)
 
 
+def test_pages_of_the_fleet_hold_what_the_whole_does(database: Database) -> None:
+    fleet, store = Fleet(database), Store(database)
+    for number in range(5):
+        add_host(database, host_state(f"gpu-{number}", gpus=2))
+    for resources in ({"gpus": 1}, {"gpus": 2}, {"gpus": 1, "nodes": 2}, {}):
+        store.create(spec(**resources), "alice")
+    place(database)
+    for job_id in (1, 2, 4):
+        [placed] = store.get(job_id).hosts
+        claim_placed(database, job_id, host=placed.name)
+    whole = fleet.hosts()
+    assert sum(len(host["jobs"]) for host in whole) == 5
+    paged, after, pages = [], None, 0
+    while pages == 0 or after is not None:
+        items, after = fleet.page(2, after)
+        paged += items
+        pages += 1
+    assert pages == 3
+
+    def without_age(host: dict[str, Any]) -> dict[str, Any]:
+        trains = [{name: told for name, told in one.items() if name != "silent_s"} for one in host["training"]]
+        return host | {"heartbeat_age_s": None, "training": trains}
+
+    assert [without_age(host) for host in paged] == [without_age(host) for host in whole]
+    pair = [host.name for host in store.get(3).hosts]
+    assert [host["name"] for host in fleet.page(10, job_id=3)[0]] == pair
+    assert fleet.page(10, job_id=99) == ([], None)
+
+
 def test_an_unknown_host_is_neither_drained_nor_resumed(database: Database) -> None:
     for draining in (True, False):
         with pytest.raises(HostNotFound, match="host gpu-9 has never registered"):
