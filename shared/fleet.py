@@ -76,13 +76,14 @@ class Fleet:
                 connection.execute(hosts.insert().values(name=state.name, draining=False, **values))
             else:
                 connection.execute(hosts.update().where(hosts.c.name == state.name).values(**values))
-            self._store_gpus(connection, state)
+            self._store_gpus(connection, state, begins=True)
 
     def heartbeat(self, state: HostState) -> bool:
-        """Renews a host's row. False: another instance has taken the name, and this one must end."""
+        """Renews a host's row. False: another instance has taken the name, and this one must end; or it has left."""
         with self.database.write() as connection:
             now = self.database.time(connection)
-            mine = sa.and_(hosts.c.name == state.name, hosts.c.instance == state.instance)
+            # Not of a host that has left: a heartbeat that was under way would make it look ready once more.
+            mine = sa.and_(hosts.c.name == state.name, hosts.c.instance == state.instance, hosts.c.heartbeat_at > 0)
             values = self._values(state) | {"heartbeat_at": now}
             if connection.execute(hosts.update().where(mine).values(**values)).rowcount == 0:
                 return False
@@ -111,7 +112,7 @@ class Fleet:
         }
 
     @staticmethod
-    def _store_gpus(connection: sa.Connection, state: HostState) -> None:
+    def _store_gpus(connection: sa.Connection, state: HostState, *, begins: bool = False) -> None:
         # By uuid, as whoever places jobs takes them: two that lock the same rows must not do so in a circle.
         rows = [
             {
@@ -138,9 +139,15 @@ class Fleet:
             }
             # Once it is empty, whatever would not die there is gone.
             seen_now["quarantined"] = sa.case((is_empty, sa.false()), else_=gpus.c.quarantined)
-            connection.execute(insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now))
+            # A job's GPU stays where the job was placed, should two hosts name the same one (two workers of a machine).
+            ours = sa.or_(gpus.c.host == state.name, gpus.c.job_id.is_(None))
+            stored = insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now, where=ours)
+            connection.execute(stored)
         seen = [gpu.uuid for gpu in state.gpus]
         gone = sa.and_(gpus.c.host == state.name, gpus.c.uuid.not_in(seen), gpus.c.job_id.is_(None))
+        if not begins:
+            # A driver that hangs shows none for a while; what was in quarantine must not come back as a new one.
+            gone = sa.and_(gone, sa.not_(gpus.c.quarantined))
         connection.execute(gpus.delete().where(gone))
 
     def set_draining(self, name: str, draining: bool) -> None:

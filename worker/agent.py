@@ -129,7 +129,7 @@ class Agent:
     def _beat(self) -> None:
         while not self._ending.wait(HEARTBEAT_S):
             try:
-                if not self._fleet.heartbeat(self.state()):
+                if not self._fleet.heartbeat(self.state()) and not self._ending.is_set():
                     logger.error("agent ends: another worker has taken this host's name")
                     os._exit(NAME_TAKEN)
             except DatabaseUnavailable as error:
