@@ -122,6 +122,7 @@ def main() -> None:
         shape = list(x.shape[1:])
         run.save_model(model, metrics, config={"model": p["model"], "classes": classes, "image_shape": shape})
     if distributed.is_initialized():
+        del forward, unsynced  # before the group: freed after it, DDP can wait for ever for gloo's threads
         distributed.destroy_process_group()
 
 

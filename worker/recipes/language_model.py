@@ -131,6 +131,7 @@ def main() -> None:
         config = {name: p[name] for name in ("layers", "width", "heads", "context")}
         run.save_model(model, metrics, config={"model": "gpt", "vocabulary": "bytes", **config})
     if distributed.is_initialized():
+        del forward, unsynced  # before the group: freed after it, DDP can wait for ever for gloo's threads
         distributed.destroy_process_group()
 
 

@@ -116,6 +116,7 @@ def main() -> None:
     if run.finished:  # a stopped job keeps its checkpoint, not a half-trained model
         run.save_model(model, metrics, config={"columns": table.columns, "classes": table.classes})
     if distributed.is_initialized():
+        del forward, unsynced  # before the group: freed after it, DDP can wait for ever for gloo's threads
         distributed.destroy_process_group()
 
 
