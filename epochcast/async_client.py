@@ -207,8 +207,16 @@ class AsyncClient:
         """Its description and the JSON Schema of its hyperparameters."""
         return _read(Recipe, await self._transport.json("GET", f"/recipes/{quote(name, safe='')}"))
 
-    async def hosts(self) -> list[Host]:
-        return _read_all(Host, await self._transport.json("GET", "/hosts"))
+    async def hosts(self, *, job_id: int | None = None) -> list[Host]:
+        """The fleet, by name; `job_id`: only the hosts on which this job has a place."""
+        found: list[Host] = []
+        cursor: str | None = None
+        while True:
+            answer = await self._transport.json("GET", "/hosts", query={"job_id": job_id, "cursor": cursor})
+            found += _read_all(Host, answer)
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return found
 
     async def drain(self, host: str) -> Host:
         """No new job for this host; what it runs goes on. Returns the host."""

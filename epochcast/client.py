@@ -138,8 +138,8 @@ class Client:
     def recipe(self, name: str) -> Recipe:
         return self._loop.run(self._async.recipe(name))
 
-    def hosts(self) -> list[Host]:
-        return self._loop.run(self._async.hosts())
+    def hosts(self, *, job_id: int | None = None) -> list[Host]:
+        return self._loop.run(self._async.hosts(job_id=job_id))
 
     def drain(self, host: str) -> Host:
         return self._loop.run(self._async.drain(host))
