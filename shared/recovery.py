@@ -147,6 +147,8 @@ class Recovery:
 
 def _avoid(connection: sa.Connection, job_id: int, names: Iterable[str], until: float) -> None:
     """The caller has locked the job's row."""
+    past = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.until < until - AVOID_S)
+    connection.execute(avoided_hosts.delete().where(past))
     for name in names:
         this = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.host == name)
         if connection.execute(avoided_hosts.update().where(this).values(until=until)).rowcount == 0:
