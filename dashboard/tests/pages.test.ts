@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
-import { columnsOf, csv, groups, smoothed } from '../src/curves/columns.ts';
-import { chosen, hasNewJob, merged, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
+import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
+import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
@@ -86,6 +86,36 @@ test('a newer message moves a job in the list, an older one does not', () => {
   assert.equal(withMessage(read, complete), read);
 });
 
+test('a job that no new message has moved stays the same object, so that its row is not painted again', () => {
+  const list = [job(1), job(2), job(3)];
+  const other: JobMessage = { ...complete, job_id: 2 };
+  const before = withFleet(list, new Map([[1, complete]]));
+  const after = withFleet(
+    list,
+    new Map([
+      [1, complete],
+      [2, other],
+    ]),
+  );
+  assert.equal(after[0], before[0]);
+  assert.equal(after[2], list[2]);
+  assert.deepEqual([before[1]!.status, after[1]!.status], ['running', 'succeeded']);
+});
+
+test('steps of the whole run stay as they are, those that begin anew in each epoch are put one behind the other', () => {
+  const columns = stepColumnsOf({ epoch: [1, 1, 2, 2], step: [10, 20, 30, 40], loss: [4, 3, 2, 1] });
+  assert.deepEqual(columns, {
+    x: [10, 20, 30, 40],
+    epochs: [1, 1, 2, 2],
+    series: { loss: [4, 3, 2, 1] },
+    nonFinite: {},
+  });
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2], step: [10, 20, 10, 20] }).x, [10, 20, 30, 40]);
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2, 3], step: [0, 5, 0, 5, 0] }).x, [0, 5, 10, 15, 20]);
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 2, 3], step: [0, 0, 0] }).x, [0, 1, 2]);
+  assert.deepEqual(stepColumnsOf(null).x, []);
+});
+
 test('pages read at different times make one list, each job as it was read last', () => {
   const list = merged([job(1), job(2)], [job(3), job(2, { status: 'failed' })]);
   assert.deepEqual(
@@ -128,7 +158,7 @@ test('live epochs stand over what the record has, and what was NaN is counted', 
     series: { train_loss: [0.9, 0.7, null], val_loss: [null, null, 1] },
     nonFinite: { train_loss: 1 },
   });
-  assert.equal(csv(columns), 'epoch,train_loss,val_loss\n1,0.9,\n2,0.7,\n3,,1\n');
+  assert.equal(csv(columns, 'epoch'), 'epoch,train_loss,val_loss\n1,0.9,\n2,0.7,\n3,,1\n');
 });
 
 test('train and validation share a chart, loss first and the learning rate last', () => {
