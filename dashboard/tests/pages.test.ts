@@ -6,6 +6,7 @@ import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
+import { words } from '../src/submit/shell.ts';
 import { ago, bytes, duration, number, percent } from '../src/ui/format.ts';
 
 const SPEC: Spec = {
@@ -231,6 +232,44 @@ test('a draft says the same as body, command and Python', () => {
   const command = `epochcast submit --recipe image-classifier -p lr=0.01 -p compile=true -p 'data_dir="7"' --name 'it'\\''s' --gpus 2 --tag a --tag b`;
   assert.equal(asCommand(filled, RECIPE), command);
   assert.match(asPython(filled, RECIPE), /hyperparameters=\{"lr": 0.01, "compile": True, "data_dir": "7"\},/);
+});
+
+test('a script of one’s own says the same as body, command and Python, and an earlier one becomes the same draft', () => {
+  const bundle = `sha256:${'0'.repeat(64)}`;
+  const spec: Spec = {
+    ...SPEC,
+    name: null,
+    recipe: null,
+    bundle,
+    entrypoint: 'src/train.py',
+    args: ['--note', "it's 1"],
+    env: { A: 'b=c' },
+    hyperparameters: { lr: 0.1, text: '7' },
+    total_epochs: 3,
+    tags: [],
+  };
+  const draft = draftLike(spec, null);
+  assert.deepEqual(submission(draft, null), {
+    bundle,
+    entrypoint: 'src/train.py',
+    args: ['--note', "it's 1"],
+    env: { A: 'b=c' },
+    hyperparameters: { lr: 0.1, text: '7' },
+    total_epochs: 3,
+  });
+  const command = `epochcast submit -p lr=0.1 -p 'text="7"' --env A=b=c --epochs 3 --folder . src/train.py -- --note 'it'\\''s 1'`;
+  assert.equal(asCommand(draft, null), command);
+  assert.match(
+    asPython(draft, null),
+    /submit\(\n    choose\("src\/train.py", "."\),\n    args=\["--note", "it's 1"\],/,
+  );
+  const plain = {
+    ...emptyDraft(null),
+    script: { ...draft.script, entrypoint: 'train.py', args: '', env: '', params: '' },
+  };
+  assert.equal(asCommand(plain, null), 'epochcast submit train.py');
+  assert.match(asPython(plain, null), /submit\(\n    "train.py",\n\)/);
+  assert.deepEqual(words(`a "b c" d\\ e '' f"g"`), ['a', 'b c', 'd e', '', 'fg']);
 });
 
 test('a draft like an earlier job holds only what was not the default', () => {

@@ -22,7 +22,7 @@ NAMES = {
 }
 SAME = (
     "Resources", "Attempt", "Artifact", "Host", "Slots", "Cpu", "Gpu", "Memory", "Training", "Recipe", "Plan",
-    "JobError", "GpuMemory", "Progress", "Log", "Complete",
+    "Bundle", "JobError", "GpuMemory", "Progress", "Log", "Complete",
 )  # fmt: skip
 # OpenAPI promises any object; the dashboard reads what our own gateway writes.
 CLOSER = {("Gpu", "users"), ("Host", "versions"), ("Recipe", "hyperparameters")}

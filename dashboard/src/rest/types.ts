@@ -196,6 +196,13 @@ export interface Plan {
   readonly expected_start_at: string | null;
 }
 
+/** An uploaded folder of code. */
+export interface Bundle {
+  readonly bundle: string;
+  readonly files: number;
+  readonly bytes: number;
+}
+
 export interface WrongField {
   readonly field: string;
   readonly message: string;
