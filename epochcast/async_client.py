@@ -22,6 +22,7 @@ from epochcast.jobs import HOST_NAME, Status
 from epochcast.packing import Package
 from epochcast.transport import Transport, understood
 from epochcast.watch import watch
+from epochcast.watch_fleet import JobMessage, watch_fleet
 
 JOBS = "/training-jobs"
 PAGE = 200
@@ -174,6 +175,10 @@ class AsyncClient:
     ) -> AsyncGenerator[Message, None]:
         """Follows the job to its end; see `epochcast.watch.watch`."""
         return watch(self._transport, job_id, after=after, on_notice=on_notice)
+
+    def watch_fleet(self, *, on_notice: OnNotice = unnoticed) -> AsyncGenerator[JobMessage, None]:
+        """Follows all jobs that the token may see, for ever; see `epochcast.watch_fleet.watch_fleet`."""
+        return watch_fleet(self._transport, on_notice=on_notice)
 
     async def show(self, job_id: int, *, after: str | None = None) -> AsyncJob:
         """Follows the job to its end and shows it live: below a notebook's cell, as `epochcast watch` on a terminal,

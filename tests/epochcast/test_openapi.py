@@ -39,11 +39,14 @@ VERBS = {
 }
 # Calls that the client makes in another way, or that are not for it.
 WITHOUT_A_VERB = {
-    ("get", "/api/v1/training-jobs/events"): "the event stream of all jobs, for browsers",
+    (
+        "get",
+        "/api/v1/training-jobs/events",
+    ): "the event stream of all jobs; watch_fleet() reads the socket with the same messages",
     ("get", "/healthz"): "for process managers; health() reads more",
 }
 # Verbs that are no call of their own.
-MADE_OF_OTHERS = {"plan", "watch", "show", "close"}
+MADE_OF_OTHERS = {"plan", "watch", "watch_fleet", "show", "close"}
 
 
 @pytest.fixture(scope="module")
