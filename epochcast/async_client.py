@@ -22,6 +22,7 @@ from epochcast.jobs import HOST_NAME, Status
 from epochcast.packing import Package
 from epochcast.transport import Transport, understood
 from epochcast.watch import watch
+from epochcast.watch_fleet import JobMessage, watch_fleet
 
 JOBS = "/training-jobs"
 PAGE = 200
@@ -175,6 +176,10 @@ class AsyncClient:
         """Follows the job to its end; see `epochcast.watch.watch`."""
         return watch(self._transport, job_id, after=after, on_notice=on_notice)
 
+    def watch_fleet(self, *, on_notice: OnNotice = unnoticed) -> AsyncGenerator[JobMessage, None]:
+        """Follows all jobs that the token may see, for ever; see `epochcast.watch_fleet.watch_fleet`."""
+        return watch_fleet(self._transport, on_notice=on_notice)
+
     async def show(self, job_id: int, *, after: str | None = None) -> AsyncJob:
         """Follows the job to its end and shows it live: below a notebook's cell, as `epochcast watch` on a terminal,
         else a line for each epoch. Interrupted, it leaves the job running. Gives the job as it is then."""
@@ -207,8 +212,16 @@ class AsyncClient:
         """Its description and the JSON Schema of its hyperparameters."""
         return _read(Recipe, await self._transport.json("GET", f"/recipes/{quote(name, safe='')}"))
 
-    async def hosts(self) -> list[Host]:
-        return _read_all(Host, await self._transport.json("GET", "/hosts"))
+    async def hosts(self, *, job_id: int | None = None) -> list[Host]:
+        """The fleet, by name; `job_id`: only the hosts on which this job has a place."""
+        found: list[Host] = []
+        cursor: str | None = None
+        while True:
+            answer = await self._transport.json("GET", "/hosts", query={"job_id": job_id, "cursor": cursor})
+            found += _read_all(Host, answer)
+            cursor = answer.get("next_cursor")
+            if cursor is None:
+                return found
 
     async def drain(self, host: str) -> Host:
         """No new job for this host; what it runs goes on. Returns the host."""

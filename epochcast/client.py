@@ -1,8 +1,8 @@
 """The platform from blocking Python, for scripts and notebooks: `Client`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 from epochcast.answers import Artifact, Attempt, Health, Host, Plan, Recipe
 from epochcast.async_client import AsyncClient, Script
@@ -13,6 +13,9 @@ from epochcast.handles import Columns, Job, Model, Submission
 from epochcast.jobs import Status
 from epochcast.loop_thread import LoopThread
 from epochcast.packing import Package
+from epochcast.watch_fleet import JobMessage
+
+M = TypeVar("M", bound=Message)
 
 
 class Client:
@@ -95,7 +98,13 @@ class Client:
 
     def watch(self, job_id: int, *, after: str | None = None, on_notice: OnNotice = unnoticed) -> Iterator[Message]:
         """As the asynchronous one; `on_notice` is called from the client's own thread."""
-        messages = self._async.watch(job_id, after=after, on_notice=on_notice)
+        return self._each(self._async.watch(job_id, after=after, on_notice=on_notice))
+
+    def watch_fleet(self, *, on_notice: OnNotice = unnoticed) -> Iterator[JobMessage]:
+        """As the asynchronous one; `on_notice` is called from the client's own thread."""
+        return self._each(self._async.watch_fleet(on_notice=on_notice))
+
+    def _each(self, messages: AsyncGenerator[M, None]) -> Iterator[M]:
         try:
             while (message := self._loop.run(anext(messages, None))) is not None:
                 yield message
@@ -138,8 +147,8 @@ class Client:
     def recipe(self, name: str) -> Recipe:
         return self._loop.run(self._async.recipe(name))
 
-    def hosts(self) -> list[Host]:
-        return self._loop.run(self._async.hosts())
+    def hosts(self, *, job_id: int | None = None) -> list[Host]:
+        return self._loop.run(self._async.hosts(job_id=job_id))
 
     def drain(self, host: str) -> Host:
         return self._loop.run(self._async.drain(host))

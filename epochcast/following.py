@@ -50,6 +50,8 @@ class Pace:
     """Tries before a socket that never brought a message is given up for polling; later it is tried for ever."""
     last_word_s: float = 10.0
     """How long to wait, after a terminal message, for the close that says it was not history."""
+    settle_s: float = 2.0
+    """After a reconnect, how long a server has to tell of the jobs that go on before the others are asked for."""
     poll_every_s: float = 3.0
     long_poll_s: int = 20
 

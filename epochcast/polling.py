@@ -26,7 +26,7 @@ async def poll(
         try:
             job, messages = await _news(transport, job_id, place, pace)
         except EpochcastError as error:
-            if not place.was_reached or not _may_pass(error):
+            if not place.was_reached or not may_pass(error):
                 raise
             tries += 1
             delay_s = jittered(tries, pace.backoff_s, pace.longest_backoff_s)
@@ -82,11 +82,12 @@ def _is_over(job: TrainingJob, place: Place, told: int) -> bool:
     return place.after >= EventId.parse(job.last_event_id)
 
 
-def _may_pass(error: EpochcastError) -> bool:
+def may_pass(error: EpochcastError) -> bool:
+    """Whether a later request may be answered."""
     return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.problem.status >= 500)
 
 
-def message_of(job: TrainingJob) -> Message:
+def message_of(job: TrainingJob) -> Progress | Complete | Error:
     """The message a new subscriber gets first: the job's state, or its terminal message."""
     common = {
         "id": job.last_event_id or "0-0",

@@ -21,11 +21,11 @@ from shared.celery_app import Poker
 from shared.database import Database, DatabaseUnavailable
 from shared.event_log import EventLog
 from shared.placement import Rules, place_in_parts
-from shared.recovery import Recovery, waits_for_others
+from shared.recovery import AVOID_S, Recovery, waits_for_others
 from shared.reserving import FIRST_POKE_S
 from shared.settings import Settings
 from shared.tables import jobs, placements
-from shared.turns import Turns
+from shared.turns import LAME_PASS, Turns
 
 logger = structlog.get_logger(__name__)
 
@@ -35,7 +35,6 @@ TURN_S = 0.9 * TICK_S
 FORECAST_S = 5.0
 POKE_LIMIT_S = 60.0
 UNCLAIMED_S = 120.0
-AVOID_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,7 @@ class Dispatcher:
         self._announcer = Announcer(database, event_log)
         self._poker = poker
         self._turns = Turns(database, TURN_S)
+        self._lame_turns = Turns(database, TURN_S, LAME_PASS)
         self._rest_limit_s = rest_s
         self._rest_s = TICK_S
         self._has_failed = False
@@ -100,11 +100,10 @@ class Dispatcher:
                 self._take(self._place, self._poke)
 
     def _is_my_turn(self) -> bool:
-        """Who can't do its work (its way to Redis is broken) takes no turn from those who can, and goes on trying."""
-        if self._has_failed:
-            return True
+        """Who can't do its work (its way to Redis is broken) takes no turn from those who can. It goes on trying, in
+        turn with the others who can't: with Redis gone a thousand agents would each make a pass a second."""
         try:
-            return self._turns.take()
+            return (self._lame_turns if self._has_failed else self._turns).take()
         except DatabaseUnavailable:
             return True  # the pass says so
         except Exception:
@@ -176,9 +175,13 @@ class Dispatcher:
                 .limit(200)
             )
             due = [_Due(row.job_id, row.host, row.pokes) for row in rows]
-        for one in due:
+        for number, one in enumerate(due, 1):
             if self._take_poke(one):
-                self._send([one])
+                try:
+                    self._send([one])
+                except (OperationalError, OSError):
+                    self._put_off(due[number:])
+                    raise
 
     def _send(self, taken: list[_Due]) -> None:
         """The pokes that this dispatcher has taken."""
@@ -190,6 +193,13 @@ class Dispatcher:
                 for left in taken[sent:]:
                     self._restore_poke(left)
                 raise
+
+    def _put_off(self, due: list[_Due]) -> None:
+        """The same for those who would have been next: one try tells of all that the broker is away."""
+        these = sa.tuple_(placements.c.job_id, placements.c.host).in_([(one.job_id, one.host) for one in due])
+        with self._database.write() as connection:
+            now = self._database.time(connection)
+            connection.execute(placements.update().where(these).values(next_poke_at=now + TICK_S, placed_at=now))
 
     def _take_poke(self, one: _Due) -> bool:
         """Of several dispatchers one sends each poke."""

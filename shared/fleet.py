@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.database import Database
 from shared.errors import HostNameTaken, HostNotFound
 from shared.rows import moment
-from shared.stalls import training_by_host
+from shared.stalls import on_hosts, training_by_host
 from shared.tables import gpus, hosts, placements
 
 UNREACHABLE_AFTER_S = 15.0
@@ -75,13 +76,14 @@ class Fleet:
                 connection.execute(hosts.insert().values(name=state.name, draining=False, **values))
             else:
                 connection.execute(hosts.update().where(hosts.c.name == state.name).values(**values))
-            self._store_gpus(connection, state)
+            self._store_gpus(connection, state, begins=True)
 
     def heartbeat(self, state: HostState) -> bool:
-        """Renews a host's row. False: another instance has taken the name, and this one must end."""
+        """Renews a host's row. False: another instance has taken the name, and this one must end; or it has left."""
         with self.database.write() as connection:
             now = self.database.time(connection)
-            mine = sa.and_(hosts.c.name == state.name, hosts.c.instance == state.instance)
+            # Not of a host that has left: a heartbeat that was under way would make it look ready once more.
+            mine = sa.and_(hosts.c.name == state.name, hosts.c.instance == state.instance, hosts.c.heartbeat_at > 0)
             values = self._values(state) | {"heartbeat_at": now}
             if connection.execute(hosts.update().where(mine).values(**values)).rowcount == 0:
                 return False
@@ -110,7 +112,7 @@ class Fleet:
         }
 
     @staticmethod
-    def _store_gpus(connection: sa.Connection, state: HostState) -> None:
+    def _store_gpus(connection: sa.Connection, state: HostState, *, begins: bool = False) -> None:
         # By uuid, as whoever places jobs takes them: two that lock the same rows must not do so in a circle.
         rows = [
             {
@@ -137,9 +139,15 @@ class Fleet:
             }
             # Once it is empty, whatever would not die there is gone.
             seen_now["quarantined"] = sa.case((is_empty, sa.false()), else_=gpus.c.quarantined)
-            connection.execute(insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now))
+            # A job's GPU stays where the job was placed, should two hosts name the same one (two workers of a machine).
+            ours = sa.or_(gpus.c.host == state.name, gpus.c.job_id.is_(None))
+            stored = insert.values(rows).on_conflict_do_update(index_elements=["uuid"], set_=seen_now, where=ours)
+            connection.execute(stored)
         seen = [gpu.uuid for gpu in state.gpus]
         gone = sa.and_(gpus.c.host == state.name, gpus.c.uuid.not_in(seen), gpus.c.job_id.is_(None))
+        if not begins:
+            # A driver that hangs shows none for a while; what was in quarantine must not come back as a new one.
+            gone = sa.and_(gone, sa.not_(gpus.c.quarantined))
         connection.execute(gpus.delete().where(gone))
 
     def set_draining(self, name: str, draining: bool) -> None:
@@ -150,25 +158,52 @@ class Fleet:
                 raise HostNotFound(name)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Every host as `GET /hosts` shows it: `status` is `ready`, `draining` or `unreachable`; sizes in GiB.
+        """Every host as `GET /hosts` shows it, by name."""
+        with self.database.read() as connection:
+            return self._shown(connection, connection.execute(_BY_NAME).all())
+
+    def host(self, name: str) -> dict[str, Any]:
+        """One of them. Raises HostNotFound."""
+        with self.database.read() as connection:
+            found = self._shown(connection, connection.execute(_BY_NAME.where(hosts.c.name == name)).all(), [name])
+        if not found:
+            raise HostNotFound(name)
+        return found[0]
+
+    def page(
+        self, limit: int, after: str | None = None, job_id: int | None = None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """`limit` hosts behind the one called `after`, and what `after` is for the next page (None: there is none).
+
+        `job_id`: only those on which this job has a place.
+        """
+        wanted = _BY_NAME.limit(limit + 1)
+        if after is not None:
+            wanted = wanted.where(hosts.c.name > after)
+        if job_id is not None:
+            wanted = wanted.where(hosts.c.name.in_(sa.select(placements.c.host).where(placements.c.job_id == job_id)))
+        with self.database.read() as connection:
+            rows = connection.execute(wanted).all()
+            items = self._shown(connection, rows[:limit], [row.name for row in rows[:limit]])
+        return items, items[-1]["name"] if len(rows) > limit else None
+
+    def reachable(self) -> list[str]:
+        """The names of those that live."""
+        with self.database.read() as connection:
+            lives = hosts.c.heartbeat_at >= self.database.now - UNREACHABLE_AFTER_S
+            return list(connection.execute(sa.select(hosts.c.name).where(lives).order_by(hosts.c.name)).scalars())
+
+    def _shown(
+        self, connection: sa.Connection, rows: Sequence[Any], names: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """`status` is `ready`, `draining` or `unreachable`; sizes in GiB. `names`: of `rows`, where these aren't all.
 
         The heartbeat says that the host lives, `training` that its jobs get on: each can fail without the other.
         """
-        with self.database.read() as connection:
-            now = self.database.time(connection)
-            rows = connection.execute(sa.select(hosts).order_by(hosts.c.name)).all()
-            cards = connection.execute(sa.select(gpus).order_by(gpus.c.host, gpus.c.index)).all()
-            placed = connection.execute(sa.select(placements)).all()
-            training = training_by_host(connection, now)
-        jobs_on: dict[str, list[int]] = {}
-        slots_used: dict[str, int] = {}
-        for placement in placed:
-            jobs_on.setdefault(placement.host, []).append(placement.job_id)
-            if not placement.gpus:
-                slots_used[placement.host] = slots_used.get(placement.host, 0) + 1
-        cards_of: dict[str, list[dict[str, Any]]] = {}
-        for card in cards:
-            cards_of.setdefault(card.host, []).append(_gpu(card))
+        now = self.database.time(connection)
+        jobs_on, slots_used = _held(connection, names)
+        cards_of = _cards(connection, names)
+        training = training_by_host(connection, now, names)
         return [
             {
                 "name": row.name,
@@ -195,18 +230,42 @@ def status_of(heartbeat_at: float, draining: bool, now: float) -> str:
     return "draining" if draining else "ready"
 
 
-def _gpu(card: Any) -> dict[str, Any]:
-    values = card._mapping
-    return {
-        "index": values["index"],
-        "uuid": values["uuid"],
-        "name": values["name"],
-        "memory": {"total_gib": _gib(values["total_bytes"]), "used_gib": _gib(values["used_bytes"])},
-        "utilisation_percent": values["utilisation"],
-        "job_id": values["job_id"],
-        "users": values["users"],
-        "quarantined": values["quarantined"],
-    }
+_BY_NAME = sa.select(hosts).order_by(hosts.c.name)
+
+
+def _held(connection: sa.Connection, names: Sequence[str] | None) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """By host, what is placed there, and how many of those take a slot."""
+    columns = (placements.c.host, placements.c.job_id, sa.cast(placements.c.gpus, sa.Text) == "[]")
+    jobs_on: dict[str, list[int]] = {}
+    slots_used: dict[str, int] = {}
+    for host, job_id, on_a_slot in connection.execute(on_hosts(sa.select(*columns), placements.c.host, names)):
+        jobs_on.setdefault(host, []).append(job_id)
+        if on_a_slot:
+            slots_used[host] = slots_used.get(host, 0) + 1
+    return jobs_on, slots_used
+
+
+def _cards(connection: sa.Connection, names: Sequence[str] | None) -> dict[str, list[dict[str, Any]]]:
+    columns = ("host", "index", "uuid", "name", "total_bytes", "used_bytes", "utilisation", "job_id", "quarantined")
+    # As text: of eighty thousand GPUs most have no users but ours, and to read that as JSON took a fifth of the time.
+    users = sa.cast(gpus.c.users, sa.Text)
+    wanted = sa.select(*(gpus.c[name] for name in columns), users).order_by(gpus.c.host, gpus.c.index)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for host, index, uuid, name, total, used, utilisation, job_id, quarantined, others in connection.execute(
+        on_hosts(wanted, gpus.c.host, names)
+    ):
+        card = {
+            "index": index,
+            "uuid": uuid,
+            "name": name,
+            "memory": {"total_gib": _gib(total), "used_gib": _gib(used)},
+            "utilisation_percent": utilisation,
+            "job_id": job_id,
+            "users": [] if others == "[]" else orjson.loads(others),
+            "quarantined": quarantined,
+        }
+        found.setdefault(host, []).append(card)
+    return found
 
 
 def _gib(size: int) -> float:

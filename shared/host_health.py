@@ -4,6 +4,7 @@ import sys
 
 from shared import settings as settings_module
 from shared.database import Database, DatabaseUnavailable
+from shared.errors import HostNotFound
 from shared.fleet import Fleet
 from shared.settings import SettingsError
 
@@ -12,11 +13,12 @@ def main() -> int:
     try:
         settings = settings_module.from_environment()
         record = Database(settings.database_url.get_secret_value(), connections=1)
-        hosts = {host["name"]: host["status"] for host in Fleet(record).hosts()}
+        status = str(Fleet(record).host(settings.host_name)["status"])
+    except HostNotFound:
+        status = "not registered"
     except (SettingsError, DatabaseUnavailable) as error:
         print(error, file=sys.stderr)
         return 1
-    status = hosts.get(settings.host_name, "not registered")
     print(f"{settings.host_name} is {status}")
     return 0 if status in ("ready", "draining") else 1
 

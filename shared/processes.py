@@ -29,6 +29,12 @@ def end_with_parent(sign: signal.Signals = signal.SIGKILL) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(sign))
 
 
+def wake_when_parent_ends() -> None:
+    """Has the kernel send SIGCONT whenever this process's parent ends, also the one that it is given then: a process
+    that was frozen wakes and can look for itself. One that runs doesn't notice. Children inherit nothing of it."""
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
+
+
 def hide_memory() -> None:
     """Keeps other processes of the same user from reading this one's memory and environment (PR_SET_DUMPABLE = 0)."""
     _prctl(_PR_SET_DUMPABLE, 0)

@@ -1,5 +1,6 @@
 """Taking back what nobody owns any more: jobs with an expired lease or a dead worker, unclaimed placements."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ from shared.counters import Counted, count
 from shared.database import Database
 from shared.gang import end_members, live_members, order_members
 from shared.rows import nodes_of, progress_message
-from shared.tables import avoided_hosts, jobs, members, placements
+from shared.tables import attempts, avoided_hosts, gpus, jobs, members, placements
 from shared.transitions import (
     apply,
     end_attempt,
@@ -21,6 +22,8 @@ from shared.transitions import (
 )
 
 LOSSES_ALLOWED = 3
+# For so long a job prefers other hosts than one that lost it, or didn't claim it.
+AVOID_S = 600.0
 
 
 class Recovery:
@@ -41,12 +44,20 @@ class Recovery:
         return [job_id for job_id in candidates if self.lose(job_id, "lease ran out", only_expired=True)]
 
     def lose(
-        self, job_id: int, reason: str, *, only_expired: bool, generation: int | None = None, charge: bool = True
+        self,
+        job_id: int,
+        reason: str,
+        *,
+        only_expired: bool,
+        generation: int | None = None,
+        stuck_on: str | None = None,
     ) -> bool:
         """Ends the attempt of a running job whose supervisor is gone. Returns whether it was this call that did it.
 
         `only_expired=False` is for a host that saw every process of the attempt gone; it names the `generation`. While
         members on other hosts live, the job is only let go: they are told to end, and the reaper takes it after them.
+        `stuck_on`: a host on which its tree would not die. The job keeps its age, and prefers other hosts for a while:
+        on one that is broken (its disk is full) three attempts would be lost within seconds.
         """
         with self._database.write() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
@@ -55,13 +66,16 @@ class Recovery:
             now = self._database.time(connection)
             if only_expired and row.lease_until >= now:
                 return False
+            if stuck_on is not None:
+                here = sa.and_(gpus.c.job_id == job_id, gpus.c.host == stuck_on)
+                connection.execute(gpus.update().where(here).values(quarantined=True))
             if nodes_of(row.spec) > 1 and live_members(connection, job_id, row.generation, now):
                 if not only_expired:
                     connection.execute(jobs.update().where(fence_of(row).condition).values(lease_until=now))
                 order_members(connection, job_id, row.generation, "kill")
                 return False
             expired = jobs.c.lease_until < self._database.now if only_expired else None
-            values = requeued(row, now) | {"losses": row.losses + int(charge)}
+            values = requeued(row, now) | {"queued_at": row.queued_at, "losses": row.losses + 1}
             make_event: Any = progress_message
             if row.stop_requested:
                 values |= {"status": Status.STOPPED, "finished_at": now}
@@ -80,7 +94,8 @@ class Recovery:
             count(connection, Counted.REAPED)
             if nodes_of(row.spec) > 1:
                 end_members(connection, job_id, row.generation, now, "lost")
-            release_resources(connection, job_id)
+            _avoid(connection, job_id, _hosts_that_lost(connection, job_id, row.generation), now + AVOID_S)
+            release_resources(connection, job_id, began=_has_begun(connection, job_id, row.generation))
             return True
 
     def stop_requested_queued(self) -> list[int]:
@@ -107,11 +122,7 @@ class Recovery:
             if host not in absent:
                 return False
             release_resources(connection, job_id)
-            until = self._database.time(connection) + avoid_s
-            for name in absent:
-                this = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.host == name)
-                if connection.execute(avoided_hosts.update().where(this).values(until=until)).rowcount == 0:
-                    connection.execute(avoided_hosts.insert().values(job_id=job_id, host=name, until=until))
+            _avoid(connection, job_id, absent, self._database.time(connection) + avoid_s)
             return True
 
     def release_host(self, host: str) -> list[int]:
@@ -132,6 +143,33 @@ class Recovery:
             return False
         release_resources(connection, job_id)
         return True
+
+
+def _avoid(connection: sa.Connection, job_id: int, names: Iterable[str], until: float) -> None:
+    """The caller has locked the job's row."""
+    past = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.until < until - AVOID_S)
+    connection.execute(avoided_hosts.delete().where(past))
+    for name in names:
+        this = sa.and_(avoided_hosts.c.job_id == job_id, avoided_hosts.c.host == name)
+        if connection.execute(avoided_hosts.update().where(this).values(until=until)).rowcount == 0:
+            connection.execute(avoided_hosts.insert().values(job_id=job_id, host=name, until=until))
+
+
+def _hosts_that_lost(connection: sa.Connection, job_id: int, generation: int) -> list[str]:
+    """Of several hosts those whose own part was lost, else the one that led the attempt."""
+    of_attempt = sa.and_(members.c.job_id == job_id, members.c.generation == generation)
+    lost = sa.select(members.c.host).where(of_attempt, members.c.member > 0, members.c.outcome == "lost")
+    led = sa.select(attempts.c.host).where(attempts.c.job_id == job_id, attempts.c.generation == generation)
+    return list(connection.execute(lost).scalars()) or list(connection.execute(led).scalars())
+
+
+def _has_begun(connection: sa.Connection, job_id: int, generation: int) -> bool:
+    """Whether anything of the attempt was started on its GPUs, as far as its hosts could tell."""
+    started = [
+        sa.exists().where(table.c.job_id == job_id, table.c.generation == generation, table.c.launcher_pid.is_not(None))
+        for table in (attempts, members)
+    ]
+    return bool(connection.execute(sa.select(sa.or_(*started))).scalar_one())
 
 
 def waits_for_others(now: sa.ColumnElement[float]) -> sa.ColumnElement[bool]:

@@ -1,5 +1,6 @@
 """Whether running jobs train: when each was last heard of by a report, beside whether its host lives."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,13 +14,20 @@ STALL_EPOCHS = 5
 STALL_AT_LEAST_S = 600.0
 
 
-def training_by_host(connection: sa.Connection, now: float) -> dict[str, list[dict[str, Any]]]:
-    """The running jobs of each host, as `GET /hosts` shows them under `training`.
+def on_hosts(wanted: sa.Select[Any], host: sa.Column[str], names: Sequence[str] | None) -> sa.Select[Any]:
+    """Only what is on these hosts; None: on all."""
+    return wanted if names is None else wanted.where(host.in_(names))
+
+
+def training_by_host(
+    connection: sa.Connection, now: float, names: Sequence[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The running jobs of each host (of all, or those with these names), as `GET /hosts` shows them under `training`.
 
     `silent_s`: since its last report, or since its attempt began. `is_stalled`: that is longer than its epochs explain.
     """
     attempt = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt)
-    rows = connection.execute(
+    wanted = (
         sa.select(
             placements.c.host,
             jobs.c.id,
@@ -35,7 +43,7 @@ def training_by_host(connection: sa.Connection, now: float) -> dict[str, list[di
         .order_by(placements.c.host, jobs.c.id)
     )
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in connection.execute(on_hosts(wanted, placements.c.host, names)):
         found.setdefault(row.host, []).append(_training(row, now))
     return found
 

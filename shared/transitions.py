@@ -92,10 +92,11 @@ def store_event(
     )
 
 
-def release_resources(connection: sa.Connection, job_id: int, *, quarantine: bool = False) -> None:
+def release_resources(connection: sa.Connection, job_id: int, *, quarantine: bool = False, began: bool = True) -> None:
     """Gives a job's hosts and GPUs back, in the transaction that ends its attempt.
 
-    `quarantine`: its tree would not die; its GPUs are not offered until they are empty.
+    `quarantine`: its tree would not die; its GPUs are not offered until they are empty. `began=False`: nothing of it
+    has used them, so that what is used there is others'.
     """
     released = connection.execute(placements.delete().where(placements.c.job_id == job_id)).rowcount
     if released > 1:
@@ -104,6 +105,9 @@ def release_resources(connection: sa.Connection, job_id: int, *, quarantine: boo
     held = gpus.update().where(gpus.c.job_id == job_id)
     if quarantine:
         connection.execute(held.values(job_id=None, quarantined=True))
+        return
+    if not began:
+        connection.execute(held.values(job_id=None))
         return
     # The host's last heartbeat still counts the job's memory: without it these GPUs would pass the best job by.
     left = sa.case((gpus.c.others_bytes < gpus.c.used_bytes, gpus.c.others_bytes), else_=gpus.c.used_bytes)

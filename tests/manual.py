@@ -93,9 +93,7 @@ ELSEWHERE_BLOCKS = {
     ("docs/websocket-api.md", "const ws = new WebSocket("): DOCUMENT,
     ("docs/websocket-api.md", "ws.onclose = (event) => {"): DOCUMENT,
     ("docs/websocket-api.md", "let reconnectAttempts = 0;"): DOCUMENT,
-    ("docs/websocket-api.md", "import { useEffect, useState } from 'react';"): (
-        "needs a browser; its messages are those of the other snippets"
-    ),
+    ("docs/websocket-api.md", "import { useEffect, useState } from 'react';"): "tests/dashboard/test_component.py",
     ("docs/websocket-api.md", "async function pollTrainingStatus(jobId) {"): DOCUMENT,
 }
 

@@ -12,6 +12,7 @@ from benchmarks import write
 from benchmarks.harness import machine
 from benchmarks.harness.page import page_of
 from benchmarks.harness.record import RESULTS, Record, load_all
+from tests.dashboard.conftest import find_binary
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -95,6 +96,20 @@ def test_relay_checks_every_message_and_compares_with_the_floor() -> None:
     figures = run("relay", *options)["figures"]
     assert {"ours_us_200x5", "floor_us_200x5", "ceiling_us_200x5", "ours_burst_us", "floor_burst_us"} == figures.keys()
     assert all(value > 0 for value in figures.values())
+
+
+@pytest.mark.chromium
+def test_dashboard_counts_frames_of_a_live_list_and_loads_it_with_nothing_cached() -> None:
+    find_binary()
+    figures = run("dashboard", "--rounds=1", "--seconds=2", "--loads=1", "--jobs=5", "--per-job=4")["figures"]
+    for page in ("live", "empty"):
+        assert 0 < figures[f"{page}_messages_per_s"] < 200
+    assert figures["still_messages_per_s"] == 0
+    for page in ("live", "empty", "still"):
+        assert 0 < figures[f"{page}_cpu"] <= figures[f"{page}_busy"] + 0.01
+        assert figures[f"{page}_late_by_page"] <= figures[f"{page}_late_share"] * 1000
+    assert figures["first_paint_ms"] > 0
+    assert 0 < figures["scripts_kb"] < 150
 
 
 # --- the page

@@ -112,9 +112,14 @@ def pointed_at(code: str, platform: Platform, data: Path) -> str:
     return code.replace("/data/", f"{data}/")
 
 
-def ended_well(ran: "subprocess.CompletedProcess[str]") -> None:
+def run(command: list[str | Path], platform: Platform, folder: Path) -> str:
+    """What the command prints; it must end well."""
+    ran = subprocess.run(
+        command, cwd=folder, env=environment(platform, folder), capture_output=True, text=True, timeout=150
+    )
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
     assert "Traceback" not in ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
@@ -128,31 +133,13 @@ def test_shell_commands_do_what_they_say(block: Block, request: pytest.FixtureRe
     platform: Platform = request.getfixturevalue("manual_platform")
     code = pointed_at("\n".join(lines), platform, folder.parent / "data")
     code = code.replace("curl -s", "curl -sS --fail-with-body")
-    ended_well(
-        subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", code],
-            cwd=folder,
-            env=environment(platform, folder),
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-    )
+    run(["bash", "-euo", "pipefail", "-c", code], platform, folder)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_python_snippets_run(block: Block, manual_platform: Platform, reader: Path) -> None:
     code = PRELUDES.get(block.key, "") + pointed_at(block.code, manual_platform, reader.parent / "data")
-    ended_well(
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=reader,
-            env=environment(manual_platform, reader),
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-    )
+    run([sys.executable, "-c", code], manual_platform, reader)
 
 
 @pytest.mark.parametrize("block", JAVASCRIPT, ids=str)
@@ -161,6 +148,4 @@ def test_javascript_snippets_get_the_jobs_messages(block: Block, manual_platform
     script = tmp_path / "snippet.mjs"
     code = pointed_at(block.code, manual_platform, tmp_path)
     script.write_text(f"const token = '{manual_platform.token}';\n{code}")
-    ran = subprocess.run([NODE, script], capture_output=True, text=True, timeout=60)
-    ended_well(ran)
-    assert "complete" in ran.stdout
+    assert "complete" in run([NODE, script], manual_platform, tmp_path)

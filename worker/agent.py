@@ -129,7 +129,7 @@ class Agent:
     def _beat(self) -> None:
         while not self._ending.wait(HEARTBEAT_S):
             try:
-                if not self._fleet.heartbeat(self.state()):
+                if not self._fleet.heartbeat(self.state()) and not self._ending.is_set():
                     logger.error("agent ends: another worker has taken this host's name")
                     os._exit(NAME_TAKEN)
             except DatabaseUnavailable as error:
@@ -192,7 +192,7 @@ class Agent:
 
     def _reachable_hosts(self) -> list[str]:
         try:
-            return [host["name"] for host in self._fleet.hosts() if host["status"] != "unreachable"]
+            return self._fleet.reachable()
         except DatabaseUnavailable:
             return []
 

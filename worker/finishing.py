@@ -141,7 +141,12 @@ class Finisher:
                 self._shipper.drain(BACKLOG_S)
                 job = self._claim.job
                 recovery = Recovery(self._record.database)
-                self._retrying(lambda: recovery.lose(job.job_id, reason, only_expired=False, generation=job.generation))
+                stuck_on = self._settings.host_name if stuck else None
+                self._retrying(
+                    lambda: recovery.lose(
+                        job.job_id, reason, only_expired=False, generation=job.generation, stuck_on=stuck_on
+                    )
+                )
 
     def _finish(
         self,

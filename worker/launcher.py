@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from shared.processes import adopt_orphans, dies_with_parent, name_process, show_memory
+from shared.processes import adopt_orphans, dies_with_parent, name_process, show_memory, wake_when_parent_ends
 from worker.process_tree import boottime_s, descendants, kill_descendants, reap_children, send
 from worker.spare import Spare, Waiting, fork_spare
 
@@ -84,10 +84,10 @@ class Launcher:
         adopt_orphans()
         if self._is_orphaned():  # the supervisor gave up on this start, and may have given its job back
             return 1
-        for local, streams in enumerate(order.streams):
-            rank = order.first_rank + local
-            pid = take_spare(streams) if take_spare is not None and local == 0 else 0
-            self._trainers[pid or _start(order, become, local, streams, self._lifeline)] = rank
+        if self._has_run_out():  # while the start waited; by now somebody else may train the job
+            self._cut = "licence"
+        else:
+            self._start_trainers(order, become, take_spare)
         for descriptor in (end for streams in order.streams for end in streams):
             os.close(descriptor)
         self._say({"trainers": list(self._trainers)})
@@ -98,6 +98,12 @@ class Launcher:
         self._end_tree()
         self._say({"exit": self._exit, "rank": self._rank, "cut": self._cut})
         return 0
+
+    def _start_trainers(self, order: Order, become: Become, take_spare: TakeSpare | None) -> None:
+        for local, streams in enumerate(order.streams):
+            rank = order.first_rank + local
+            pid = take_spare(streams) if take_spare is not None and local == 0 else 0
+            self._trainers[pid or _start(order, become, local, streams, self._lifeline)] = rank
 
     def _is_orphaned(self) -> bool:
         try:
@@ -117,8 +123,7 @@ class Launcher:
     def _wait(self) -> None:
         """Until something happens: a packet, a trainer's end, the licence's end; at most a second."""
         left_s = self._licence_until - boottime_s()
-        if left_s <= 0 and not select.select([self._lifeline], [], [], 0)[0]:
-            # Nothing waits unread: a launcher that was itself frozen may find its renewals here.
+        if self._has_run_out():
             self._cut = "licence"
             return
         watched: list[int] = []
@@ -132,6 +137,10 @@ class Launcher:
                 os.close(descriptor)
         if self._lifeline.fileno() in readable:
             self._obey()
+
+    def _has_run_out(self) -> bool:
+        """The licence; and nothing waits unread: a launcher that was itself frozen may find its renewals there."""
+        return boottime_s() >= self._licence_until and not select.select([self._lifeline], [], [], 0)[0]
 
     def _obey(self) -> None:
         try:
@@ -258,6 +267,8 @@ def launch(order: Order, become: Become, take_spare: TakeSpare | None = None) ->
     for sign in IGNORED:
         signal.signal(sign, signal.SIG_IGN)
     os.setsid()
+    # Frozen, it is the agent's to end. Where that dies too (a killed worker), nobody would be left to end the trainer.
+    wake_when_parent_ends()
     lifeline = socket.socket(fileno=order.lifeline)
     os.set_inheritable(order.lifeline, False)
     return Launcher(lifeline, order.licence).run(order, become, take_spare)

@@ -46,6 +46,7 @@ def release_predecessors(database: Database, host: str, work_dir: Path) -> None:
         else:
             all_gone = False
     all_gone &= _release_members(database, host)
+    all_gone &= _end_lost(database, host)
     if all_gone:
         shutil.rmtree(jobs_folder(work_dir), ignore_errors=True)
 
@@ -64,6 +65,17 @@ def _release_members(database: Database, host: str) -> bool:
         else:
             all_gone = False
     return all_gone
+
+
+def _end_lost(database: Database, host: str) -> bool:
+    """What others have taken back meanwhile: such an attempt was lost because nobody could see whether it had ended."""
+    left: list[Any] = []
+    with database.read() as connection:
+        for table in (attempts, members):
+            lost = sa.and_(table.c.host == host, table.c.outcome == "lost", table.c.launcher_pid.is_not(None))
+            left += connection.execute(sa.select(table).where(lost, table.c.boot_id == boot_id())).all()
+    ended = [_end(row.launcher_pid, row.launcher_started) for row in left if _is_ours(row)]
+    return all(ended)
 
 
 def end_leftovers(database: Database, job: TrainingJob, host: str) -> bool:

@@ -1,33 +1,55 @@
 """The fleet: which hosts there are, what they hold, and draining them."""
 
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Path
-from pydantic import BaseModel
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, BeforeValidator
 from starlette.responses import Response
 
 from api.auth import HostAdmin, Reader
 from api.gateway import Gateway, Here
+from api.routes.parameters import plain_number
 from epochcast.answers import Host
-from epochcast.jobs import HOST_NAME, utc_seconds
+from epochcast.jobs import HOST_NAME, MAX_JOB_ID
+from shared.fleet import Fleet
 
 router = APIRouter(prefix="/hosts", tags=["hosts"])
 
 Name = Annotated[str, Path(pattern=HOST_NAME)]
+# `2025-01-07T10:15:00Z`, as everywhere.
+SECONDS = orjson.OPT_OMIT_MICROSECONDS | orjson.OPT_UTC_Z
+
+
+# What a page costs grows with it, and a gateway that has not answered in 2 s gives up.
+PAGE = 1_000
 
 
 class HostList(BaseModel):
     items: list[Host]
+    next_cursor: str | None
 
 
 @router.get("", response_model=HostList)
-async def list_hosts(gateway: Here, _identity: Reader) -> Response:
-    """Every host that ever registered; `status` is `ready`, `draining` or `unreachable`."""
-    # Written as the record has it: as objects, a thousand hosts with eight GPUs each would hold up the event loop, and
-    # with it every socket, for 0.2 s.
-    return Response(orjson.dumps({"items": await _hosts(gateway)}), media_type="application/json")
+async def list_hosts(
+    gateway: Here,
+    _identity: Reader,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+    cursor: Annotated[str | None, Query(pattern=HOST_NAME, description="next_cursor of the page before")] = None,
+    job_id: Annotated[int | None, BeforeValidator(plain_number), Query(ge=1, le=MAX_JOB_ID)] = None,
+) -> Response:
+    """Every host that ever registered, by name; `status` is `ready`, `draining` or `unreachable`.
+
+    `job_id`: only those where this job has a place.
+    """
+    return Response(await gateway.record(_page, gateway.fleet, limit, cursor, job_id), media_type="application/json")
+
+
+def _page(fleet: Fleet, limit: int, cursor: str | None, job_id: int | None) -> bytes:
+    """Written here, in a thread and as the record has it: as objects, a thousand hosts with eight GPUs each would hold
+    up the event loop, and with it every socket, for 0.2 s."""
+    items, next_cursor = fleet.page(limit, cursor, job_id)
+    return orjson.dumps({"items": items, "next_cursor": next_cursor}, option=SECONDS)
 
 
 @router.post("/{name}/drain")
@@ -45,18 +67,4 @@ async def resume(gateway: Here, _identity: HostAdmin, name: Name) -> Host:
 async def _set_draining(gateway: Gateway, name: str, draining: bool) -> Host:
     await gateway.record(gateway.fleet.set_draining, name, draining)
     gateway.dispatcher.wake()
-    return next(Host.model_validate(host) for host in await _hosts(gateway) if host["name"] == name)
-
-
-async def _hosts(gateway: Gateway) -> list[dict[str, Any]]:
-    hosts = await gateway.record(gateway.fleet.hosts)
-    return [
-        host
-        | {name: _shown(host[name]) for name in ("registered_at", "heartbeat_at")}
-        | {"training": [one | {"reported_at": _shown(one["reported_at"])} for one in host["training"]]}
-        for host in hosts
-    ]
-
-
-def _shown(moment: datetime | None) -> str | None:
-    return None if moment is None else utc_seconds(moment)
+    return Host.model_validate(await gateway.record(gateway.fleet.host, name))

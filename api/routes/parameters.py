@@ -11,18 +11,18 @@ from epochcast.events import BEFORE_ALL, EventId
 from epochcast.jobs import MAX_JOB_ID
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     # Pydantic also takes "1_0", "1.0" and " 1", which would give one job several addresses.
     if isinstance(value, str) and not re.fullmatch("[1-9][0-9]{0,18}", value, re.ASCII):
         raise ValueError("not an id")
     return value
 
 
-JobId = Annotated[int, Path(ge=1, le=MAX_JOB_ID, description="outside 1..2^63-1: 404"), BeforeValidator(_plain_number)]
-ModelId = Annotated[int, Path(ge=1, le=MAX_JOB_ID), BeforeValidator(_plain_number)]
-ArtifactId = Annotated[int, Path(ge=1, le=MAX_JOB_ID), BeforeValidator(_plain_number)]
+JobId = Annotated[int, Path(ge=1, le=MAX_JOB_ID, description="outside 1..2^63-1: 404"), BeforeValidator(plain_number)]
+ModelId = Annotated[int, Path(ge=1, le=MAX_JOB_ID), BeforeValidator(plain_number)]
+ArtifactId = Annotated[int, Path(ge=1, le=MAX_JOB_ID), BeforeValidator(plain_number)]
 QueryJobIds = Annotated[
-    list[Annotated[int, BeforeValidator(_plain_number), Query(ge=1, le=MAX_JOB_ID)]],
+    list[Annotated[int, BeforeValidator(plain_number), Query(ge=1, le=MAX_JOB_ID)]],
     Query(alias="job_id", min_length=1, max_length=100),
 ]
 

@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
-import { columnsOf, csv, groups, smoothed } from '../src/curves/columns.ts';
-import { chosen, hasNewJob, merged, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
+import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
+import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
+import { words } from '../src/submit/shell.ts';
 import { ago, bytes, duration, number, percent } from '../src/ui/format.ts';
 
 const SPEC: Spec = {
@@ -86,6 +87,36 @@ test('a newer message moves a job in the list, an older one does not', () => {
   assert.equal(withMessage(read, complete), read);
 });
 
+test('a job that no new message has moved stays the same object, so that its row is not painted again', () => {
+  const list = [job(1), job(2), job(3)];
+  const other: JobMessage = { ...complete, job_id: 2 };
+  const before = withFleet(list, new Map([[1, complete]]));
+  const after = withFleet(
+    list,
+    new Map([
+      [1, complete],
+      [2, other],
+    ]),
+  );
+  assert.equal(after[0], before[0]);
+  assert.equal(after[2], list[2]);
+  assert.deepEqual([before[1]!.status, after[1]!.status], ['running', 'succeeded']);
+});
+
+test('steps of the whole run stay as they are, those that begin anew in each epoch are put one behind the other', () => {
+  const columns = stepColumnsOf({ epoch: [1, 1, 2, 2], step: [10, 20, 30, 40], loss: [4, 3, 2, 1] });
+  assert.deepEqual(columns, {
+    x: [10, 20, 30, 40],
+    epochs: [1, 1, 2, 2],
+    series: { loss: [4, 3, 2, 1] },
+    nonFinite: {},
+  });
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2], step: [10, 20, 10, 20] }).x, [10, 20, 30, 40]);
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2, 3], step: [0, 5, 0, 5, 0] }).x, [0, 5, 10, 15, 20]);
+  assert.deepEqual(stepColumnsOf({ epoch: [1, 2, 3], step: [0, 0, 0] }).x, [0, 1, 2]);
+  assert.deepEqual(stepColumnsOf(null).x, []);
+});
+
 test('pages read at different times make one list, each job as it was read last', () => {
   const list = merged([job(1), job(2)], [job(3), job(2, { status: 'failed' })]);
   assert.deepEqual(
@@ -128,7 +159,7 @@ test('live epochs stand over what the record has, and what was NaN is counted', 
     series: { train_loss: [0.9, 0.7, null], val_loss: [null, null, 1] },
     nonFinite: { train_loss: 1 },
   });
-  assert.equal(csv(columns), 'epoch,train_loss,val_loss\n1,0.9,\n2,0.7,\n3,,1\n');
+  assert.equal(csv(columns, 'epoch'), 'epoch,train_loss,val_loss\n1,0.9,\n2,0.7,\n3,,1\n');
 });
 
 test('train and validation share a chart, loss first and the learning rate last', () => {
@@ -201,6 +232,44 @@ test('a draft says the same as body, command and Python', () => {
   const command = `epochcast submit --recipe image-classifier -p lr=0.01 -p compile=true -p 'data_dir="7"' --name 'it'\\''s' --gpus 2 --tag a --tag b`;
   assert.equal(asCommand(filled, RECIPE), command);
   assert.match(asPython(filled, RECIPE), /hyperparameters=\{"lr": 0.01, "compile": True, "data_dir": "7"\},/);
+});
+
+test('a script of one’s own says the same as body, command and Python, and an earlier one becomes the same draft', () => {
+  const bundle = `sha256:${'0'.repeat(64)}`;
+  const spec: Spec = {
+    ...SPEC,
+    name: null,
+    recipe: null,
+    bundle,
+    entrypoint: 'src/train.py',
+    args: ['--note', "it's 1"],
+    env: { A: 'b=c' },
+    hyperparameters: { lr: 0.1, text: '7' },
+    total_epochs: 3,
+    tags: [],
+  };
+  const draft = draftLike(spec, null);
+  assert.deepEqual(submission(draft, null), {
+    bundle,
+    entrypoint: 'src/train.py',
+    args: ['--note', "it's 1"],
+    env: { A: 'b=c' },
+    hyperparameters: { lr: 0.1, text: '7' },
+    total_epochs: 3,
+  });
+  const command = `epochcast submit -p lr=0.1 -p 'text="7"' --env A=b=c --epochs 3 --folder . src/train.py -- --note 'it'\\''s 1'`;
+  assert.equal(asCommand(draft, null), command);
+  assert.match(
+    asPython(draft, null),
+    /submit\(\n    choose\("src\/train.py", "."\),\n    args=\["--note", "it's 1"\],/,
+  );
+  const plain = {
+    ...emptyDraft(null),
+    script: { ...draft.script, entrypoint: 'train.py', args: '', env: '', params: '' },
+  };
+  assert.equal(asCommand(plain, null), 'epochcast submit train.py');
+  assert.match(asPython(plain, null), /submit\(\n    "train.py",\n\)/);
+  assert.deepEqual(words(`a "b c" d\\ e '' f"g"`), ['a', 'b c', 'd e', '', 'fg']);
 });
 
 test('a draft like an earlier job holds only what was not the default', () => {

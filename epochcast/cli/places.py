@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from epochcast.cli.board import Board
 
 EVERY_S = 10.0
-"""Hosts tell their load every few seconds; the answer holds the whole fleet."""
+"""Hosts tell their load every few seconds."""
 LOOK_S = 0.5
 LINES_SHOWN = 4
 
@@ -39,7 +39,7 @@ async def _ask(client: "AsyncClient", board: "Callable[[], Board]", show: Callab
         if now.status == "running" and (now.attempt != attempt or loop.time() - asked_at > EVERY_S):
             asked_at, attempt = loop.time(), now.attempt
             try:
-                show(lines(await client.hosts(), now.job_id))
+                show(lines(await client.hosts(job_id=now.job_id), now.job_id))
             except EpochcastError:
                 show(())  # an ornament: the messages tell what is wrong with the server
         await asyncio.sleep(LOOK_S)

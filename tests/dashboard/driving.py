@@ -39,11 +39,9 @@ class Dashboard:
     def button(self, name: str, *, exact: bool = True) -> Locator:
         return self.page.get_by_role("button", name=name, exact=exact)
 
-    def curves(self) -> Locator:
-        return self.page.locator(".charts")
-
-    def shows_epochs(self, count: int) -> None:
-        expect(self.curves()).to_have_attribute("data-epochs", str(count))
+    def shows(self, count: int, unit: str = "epoch") -> None:
+        """So many epochs, or steps, in its curves."""
+        expect(self.page.locator(f".charts[data-unit='{unit}']")).to_have_attribute("data-count", str(count))
 
     def download(self, button: Locator, folder: Path) -> Path:
         with self.page.expect_download() as started:

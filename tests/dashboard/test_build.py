@@ -1,22 +1,15 @@
-"""What the build leaves, and what the source says of the gateway's answers."""
+"""What the build leaves."""
 
 import gzip
 import json
 import re
-from types import NoneType
-from typing import get_args
 
 import pytest
-from pydantic import BaseModel
 
 from api.page import STATIC
-from epochcast import answers
-from epochcast.jobs import GpuMemory, HostPlacement, JobError, Resources, TrainingJob, TrainingJobSpec
 from tests.dashboard.building import SOURCE, installed
 
 MOST_BYTES = 150_000
-TYPES = (SOURCE / "src" / "rest" / "types.ts").read_text()
-MESSAGES = (SOURCE / "src" / "stream" / "messages.ts").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +45,3 @@ def test_packages_are_pinned_and_name_no_host_but_the_public_registry() -> None:
     for name, one in lock["packages"].items():
         assert one.get("resolved", "https://registry.npmjs.org/").startswith("https://registry.npmjs.org/"), name
         assert name == "" or one["integrity"], name
-
-
-# --- types
-
-
-def fields_of(interface: str, text: str) -> dict[str, bool]:
-    """By name: whether it can be null."""
-    found = re.search(rf"interface {interface} (?:extends \w+ )?\{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL)
-    assert found is not None, interface
-    fields = re.findall(r"^  readonly (\w+)\??: (.*);$", found[1], re.MULTILINE)
-    return {name: "null" in kind.split(" | ") for name, kind in fields}
-
-
-@pytest.mark.parametrize(
-    ("interface", "text", "model"),
-    [
-        ("Job", TYPES, TrainingJob),
-        ("Spec", TYPES, TrainingJobSpec),
-        ("Resources", TYPES, Resources),
-        ("Placement", TYPES, HostPlacement),
-        ("Attempt", TYPES, answers.Attempt),
-        ("Artifact", TYPES, answers.Artifact),
-        ("Model", TYPES, answers.ModelRecord),
-        ("Host", TYPES, answers.Host),
-        ("Gpu", TYPES, answers.Gpu),
-        ("Memory", TYPES, answers.Memory),
-        ("Training", TYPES, answers.Training),
-        ("Recipe", TYPES, answers.Recipe),
-        ("Plan", TYPES, answers.Plan),
-        ("JobError", MESSAGES, JobError),
-        ("GpuMemory", MESSAGES, GpuMemory),
-    ],
-)
-def test_a_type_has_the_fields_of_the_gateways_own_model(interface: str, text: str, model: type[BaseModel]) -> None:
-    can_be_null = {name: NoneType in get_args(field.annotation) for name, field in model.model_fields.items()}
-    assert fields_of(interface, text) == can_be_null

@@ -7,13 +7,14 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
+import epochcast
 from epochcast.jobs import GpuMemory, JobError, Status
 from shared.database import Database
 from shared.settings import Settings
 from tests.api.rest.served import Served
 from tests.api.training import Training
 from tests.dashboard.conftest import NewContext
-from tests.dashboard.driving import Dashboard, finished, status_of, submit
+from tests.dashboard.driving import Dashboard, finished, status_of, submit, violations
 from tests.dashboard.proxy import CuttableProxy
 from tests.platform import Platform
 from tests.waiting import wait_until
@@ -26,7 +27,7 @@ def test_a_whole_job_can_be_followed_to_its_model(dashboard: Dashboard, client: 
     dashboard.go(f"/jobs/{job_id}")
     page = dashboard.page
     expect(page.get_by_test_id("progress")).to_have_text("100 %")
-    dashboard.shows_epochs(12)
+    dashboard.shows(12)
     expect(page.get_by_role("img", name="loss over 12 epochs")).to_be_visible()
     # Stays, though the socket has closed.
     expect(page.locator("main [data-phase='ended']")).to_be_visible()
@@ -37,6 +38,36 @@ def test_a_whole_job_can_be_followed_to_its_model(dashboard: Dashboard, client: 
     assert hashlib.sha256(path.read_bytes()).hexdigest() == client.get(f"/models/{model_id}").json()["sha256"]
     table = dashboard.download(dashboard.button("Download CSV"), tmp_path)
     assert len(table.read_text().splitlines()) == 1 + 12
+
+
+BY_STEP = """
+import epochcast
+
+run = epochcast.init()
+for epoch in run.epochs():
+    for step in range(10, 60, 10):
+        run.report(epoch=epoch, step=step, batch_loss=1 / (epoch * step), lr=0.01)
+    run.report(epoch=epoch, train_loss=1 / epoch)
+"""
+
+
+def test_what_is_reported_by_step_has_charts_beside_those_by_epoch(
+    dashboard: Dashboard, running: Platform, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(BY_STEP)
+    with epochcast.Client(running.url, running.token) as client:
+        job = client.submit(tmp_path / "train.py", total_epochs=3)
+    dashboard.go(f"/jobs/{job.job_id}")
+    page = dashboard.page
+    dashboard.shows(3)
+    dashboard.shows(15, "step")
+    by_step = page.get_by_role("region", name="By step")
+    expect(by_step.get_by_role("img", name="batch_loss over 15 steps")).to_be_visible()
+    # Each epoch's steps begin at 10 again, and are put one behind the other.
+    expect(by_step.locator(".legend-at").first).to_have_text("step 150")
+    table = dashboard.download(by_step.get_by_role("button", name="Download CSV"), tmp_path)
+    assert table.read_text().splitlines()[0] == "step,batch_loss,lr"
+    assert violations(page) == []
 
 
 def test_the_log_can_be_searched_filtered_and_downloaded(
@@ -98,7 +129,7 @@ def test_a_network_that_goes_and_comes_back_leaves_no_hole_in_the_curve(
         expect(dashboard.page.locator("main [data-phase='ended']")).to_be_visible()
         # Each epoch is a column of its own: as many as the last one's number, if there is no hole.
         finished(client, job_id)
-        dashboard.shows_epochs(epoch_of(client, job_id))
+        dashboard.shows(epoch_of(client, job_id))
 
 
 def test_a_connection_that_is_dead_without_a_word_is_found_out_and_replaced(
@@ -121,7 +152,7 @@ def test_a_connection_that_is_dead_without_a_word_is_found_out_and_replaced(
         client.post(f"/training-jobs/{job_id}/stop")
         expect(dashboard.page.locator("main [data-phase='ended']")).to_be_visible()
         finished(client, job_id)
-        dashboard.shows_epochs(epoch_of(client, job_id))
+        dashboard.shows(epoch_of(client, job_id))
 
 
 def epoch_of(client: httpx2.Client, job_id: int) -> int:
@@ -156,7 +187,7 @@ def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(sqlite_settings: Setti
         bar = panel.get_by_role("img", name="GPU memory of 140 GiB: tensors 130 GiB")
         expect(bar).to_be_visible()
         expect(panel).to_contain_text("requested 20 GiB")
-        dashboard.shows_epochs(3)
+        dashboard.shows(3)
     training.close()
     database.close()
 

@@ -55,7 +55,7 @@ def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new
 
 
 def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashboard, client: httpx2.Client) -> None:
-    expect(dashboard.page.locator(".top [data-phase='live']")).to_be_visible()
+    expect(dashboard.page.locator(".top [data-phase='live'] .dot")).to_be_visible()
     job_id = submit(client, name="appears")
     row = dashboard.row(job_id)
     expect(row).to_contain_text("appears")

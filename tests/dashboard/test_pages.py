@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,23 +72,68 @@ def test_the_form_shows_the_plan_submits_and_names_the_same_job_for_a_terminal(
     assert spec_of_command(command, running) == spec_of_python(python, running) == wanted
 
 
-def spec_of_command(command: str, platform: Platform) -> object:
-    program, *words = shlex.split(command)
-    assert program == "epochcast"
+OWN = """
+import os, sys
+import epochcast
+
+run = epochcast.init()
+for epoch in run.epochs():
+    run.report(epoch=epoch, train_loss=float(sys.argv[2]) / epoch)
+print(os.environ["GREETING"], run.params)
+"""
+
+
+def test_a_script_of_ones_own_is_uploaded_submitted_and_run_again(
+    dashboard: Dashboard, running: Platform, client: httpx2.Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "train.py").write_text(OWN)
+    dashboard.go("/submit")
+    page = dashboard.page
+    page.get_by_label("A script of your own").check()
+    expect(dashboard.button("Submit job")).to_be_disabled()
+    page.get_by_label("Archive of its folder").set_input_files(folder / "train.py")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_label("Archive of its folder").set_input_files(shutil.make_archive(str(folder), "zip", folder))
+    page.get_by_label("Arguments", exact=True).fill("--scale 0.5")
+    page.get_by_label("Environment", exact=True).fill("GREETING=it's morning")
+    page.get_by_label("Hyperparameters", exact=True).fill("lr=0.1")
+    page.get_by_label("Epochs", exact=True).fill("2")
+    plan = page.get_by_role("region", name="Plan")
+    expect(plan).to_contain_text("would start")
+    assert violations(page) == []
+    command, python = page.get_by_label("In a terminal").inner_text(), page.get_by_label("In Python").inner_text()
+    dashboard.button("Submit job").click()
+    expect(page.get_by_test_id("progress")).to_have_text("100 %")
+    expect(page.get_by_role("log")).to_contain_text("it's morning {'lr': 0.1}")
+    job = client.get(f"/training-jobs/{page.url.rsplit('/', 1)[1]}").json()
+    wanted = job["spec"] | {"threads": None}
+    assert (wanted["args"], wanted["env"]) == (["--scale", "0.5"], {"GREETING": "it's morning"})
+    assert spec_of_command(command, running, folder) == spec_of_python(python, running, folder) == wanted
+    page.get_by_role("link", name="Run again").click()
+    expect(page.get_by_label("Arguments", exact=True)).to_have_value("--scale 0.5")
+    expect(plan).to_contain_text("would start")
+    expect(dashboard.button("Submit job")).to_be_enabled()
+
+
+def spec_of_command(command: str, platform: Platform, folder: Path = CHECKOUT) -> object:
+    program, submit, *words = shlex.split(command)
+    assert (program, submit) == ("epochcast", "submit")
     server = ["--dry-run", "--json", "--url", platform.url, "--token", str(platform.token)]
-    return json.loads(run([sys.executable, "-m", "epochcast.cli", *words, *server], {}))["spec"]
+    return json.loads(run([sys.executable, "-m", "epochcast.cli", submit, *server, *words], {}, folder))["spec"]
 
 
-def spec_of_python(code: str, platform: Platform) -> object:
+def spec_of_python(code: str, platform: Platform, folder: Path = CHECKOUT) -> object:
     """Run as it stands, against a server: `.submit(` becomes `.plan(`, so that it makes no job."""
     code = code.replace(".submit(", ".plan(") + "print(job.spec.model_dump_json())"
     where = {"EPOCHCAST_URL": platform.url, "EPOCHCAST_TOKEN": str(platform.token)}
-    return json.loads(run([sys.executable, "-c", code], where))
+    return json.loads(run([sys.executable, "-c", code], where, folder))
 
 
-def run(command: list[str], environment: dict[str, str]) -> str:
+def run(command: list[str], environment: dict[str, str], folder: Path) -> str:
     home = {"PATH": "/usr/bin:/bin", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=home, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=home, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

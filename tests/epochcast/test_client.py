@@ -112,6 +112,27 @@ def test_an_answer_of_another_shape_is_an_error_of_ours(content: Any) -> None:
             client.attempts(42)
 
 
+def test_hosts_reads_all_pages_also_of_one_job() -> None:
+    host = {
+        "status": "ready",
+        "slots": {"total": 1, "used": 0},
+        "cpu": {"cores": 8},
+        "memory": {"total_gib": 64, "used_gib": 1},
+        "registered_at": "2025-01-07T10:15:00Z",
+    }
+
+    def answer(call: Call) -> Answer:
+        cursor = call.path.partition("cursor=")[2]
+        following = {"": "gpu-1", "gpu-1": "gpu-2", "gpu-2": None}[cursor]
+        return Answer(200, {"items": [host | {"name": f"after-{cursor}"}], "next_cursor": following})
+
+    with serving(answer) as server, epochcast.Client(server.url) as client:
+        assert [host.name for host in client.hosts()] == ["after-", "after-gpu-1", "after-gpu-2"]
+    with serving(lambda _: Answer(200, {"items": []})) as older, epochcast.Client(older.url) as client:
+        assert client.hosts(job_id=42) == []
+        assert [call.path for call in older.calls] == ["/api/v1/hosts?job_id=42"]
+
+
 def test_jobs_follows_pages_up_to_the_limit_and_sends_its_filters() -> None:
     def answer(call: Call) -> Answer:
         size = 200 if "limit=200" in call.path else 50

@@ -39,11 +39,14 @@ VERBS = {
 }
 # Calls that the client makes in another way, or that are not for it.
 WITHOUT_A_VERB = {
-    ("get", "/api/v1/training-jobs/events"): "the event stream of all jobs, for browsers",
+    (
+        "get",
+        "/api/v1/training-jobs/events",
+    ): "the event stream of all jobs; watch_fleet() reads the socket with the same messages",
     ("get", "/healthz"): "for process managers; health() reads more",
 }
 # Verbs that are no call of their own.
-MADE_OF_OTHERS = {"plan", "watch", "show", "close"}
+MADE_OF_OTHERS = {"plan", "watch", "watch_fleet", "show", "close"}
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +102,9 @@ def test_a_dry_run_is_described_too(openapi: dict[str, Any]) -> None:
 def test_every_parameter_of_a_call_can_be_given(openapi: dict[str, Any], call: tuple[str, str]) -> None:
     verb, _ = VERBS[call]
     others = {"name": "host", "cursor": "limit", "job_id": "job_ids", "dry_run": "script"}
-    # The client reads logs and events to their end, by its own pages; it waits by `watch` and resumes by itself.
+    # The client reads logs, events and hosts to their end, by pages of its own; it waits by `watch`, resumes by itself.
     its_own = {"If-None-Match", "Last-Event-ID", "wait"}
-    its_own |= {"job": {"after"}, "events": {"limit"}, "logs": {"limit"}}.get(verb, set())
+    its_own |= {"job": {"after"}, "events": {"limit"}, "logs": {"limit"}, "hosts": {"limit", "cursor"}}.get(verb, set())
     taken = inspect.signature(getattr(epochcast.AsyncClient, verb)).parameters
     for parameter in openapi["paths"][call[1]][call[0]].get("parameters", []):
         name = parameter["name"].lower().replace("-", "_")

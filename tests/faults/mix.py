@@ -147,11 +147,9 @@ class Mix:
     # --- processes
 
     def _worker(self) -> str | None:
-        """One that runs and has no frozen attempt: with worker, agent and launcher all unable to act at once nobody
-        could end what the launcher holds (docs/reliability.md says so)."""
-        frozen = {self.frozen[pid] for pid in alive(list(self.frozen))}
-        free = [name for name, worker in self.cluster.workers.items() if worker.is_running and name not in frozen]
-        return self.chance.choice(free) if free else None
+        """One that runs; it may have a frozen attempt, whose launcher wakes when agent or worker are killed."""
+        running = [name for name, worker in self.cluster.workers.items() if worker.is_running]
+        return self.chance.choice(running) if running else None
 
     def _start_later(self, name: str) -> None:
         self.down.add(name)

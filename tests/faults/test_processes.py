@@ -8,9 +8,11 @@ import pytest
 
 from epochcast.jobs import Status
 from tests.faults.cluster import NAMES, Cluster
+from tests.faults.scripts import DEAF
 from tests.faults.service import alive, wait_gone
 from tests.waiting import wait_until
 from worker.fork_server import READY as FORK_SERVER
+from worker.process_tree import send
 
 pytestmark = pytest.mark.postgres
 SLOW = ["0.05"]
@@ -55,8 +57,10 @@ def test_f6_f7_f8_killed_and_frozen_past_the_lease_they_write_and_compute_nothin
         asleep = [rows["supervisor"].supervisor_pid, rows["whole"].supervisor_pid, *cluster.tree(job["whole"])]
         # F6
         victims = [rows["child"].supervisor_pid, rows["launcher"].launcher_pid, cluster.tree(job["trainer"])[1]]
-        for pid in (*victims, *fork_servers(cluster)):
-            os.kill(pid, signal.SIGKILL)
+        servers = fork_servers(cluster)
+        for pid in (*victims, *servers):
+            send(pid, signal.SIGKILL)  # one of them may have been a child that had not said yet what it is
+        wait_gone(servers, "the fork servers, whose end wakes a frozen launcher")
         # F7: a supervisor alone. F8: supervisor, launcher and trainer.
         for pid in asleep:
             os.kill(pid, signal.SIGSTOP)
@@ -75,6 +79,32 @@ def test_f6_f7_f8_killed_and_frozen_past_the_lease_they_write_and_compute_nothin
     assert cluster.outcomes(job["launcher"]) == ["lost", "succeeded"]
     assert cluster.outcomes(job["trainer"]) == ["failed", "succeeded"]
     assert cluster.outcomes(job["none"]) == ["succeeded"], "a fork server that is gone costs nothing that runs"
+
+
+def test_a_worker_that_is_killed_while_its_launchers_are_frozen_leaves_no_process_either(cluster: Cluster) -> None:
+    """F5 and F8 at once: no kill switch is left but the kernel. A deaf script reports nothing, and would go on."""
+    cluster.drain("host-b", True)
+    with cluster.watched() as audience:
+        trains, deaf = cluster.submit(args=SLOW), cluster.submit(DEAF)
+        # Not forked from the server: its launcher is the agent's own child.
+        cold = cluster.submit(DEAF, env={"OMP_DISPLAY_ENV": "FALSE"})
+        for job_id in (trains, deaf, cold):
+            audience.follow(job_id, kinds=("ws",))
+            cluster.wait_steps(job_id, 8)
+        launchers = [cluster.attempt_row(job_id).launcher_pid for job_id in (trains, deaf, cold)]
+        trees = [pid for job_id in (trains, deaf, cold) for pid in cluster.tree(job_id)]
+        for pid in launchers:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(psutil.Process(pid).status() == "stopped" for pid in launchers), "their freezing")
+        below = cluster.workers["host-a"].kill()
+        wait_gone([*below, *trees], "the killed worker's processes, frozen launchers and their trainers")
+        cluster.drain("host-b", False)
+        for job_id in (deaf, cold):
+            cluster.wait_steps(job_id, 8, attempt=2)
+            cluster.stop(job_id)
+    for job_id, end in ((trains, "succeeded"), (deaf, "stopped"), (cold, "stopped")):
+        attempts = [(row["host"], row["outcome"]) for row in cluster.queries.attempts(job_id)]
+        assert attempts == [("host-a", "lost"), ("host-b", end)]
 
 
 def fork_servers(cluster: Cluster) -> list[int]:

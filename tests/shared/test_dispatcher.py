@@ -98,6 +98,24 @@ def test_a_frozen_redis_stops_no_placement_and_costs_the_host_no_blame(
     wait_until(lambda: dispatching.pokes() >= 1, "the poke", timeout_s=20)
 
 
+def test_a_broker_that_is_away_is_no_hosts_fault_however_many_jobs_wait(
+    dispatching: Dispatching, redis_server: RedisServer
+) -> None:
+    for _ in range(5):
+        dispatching.store.create(spec(), "alice")
+    dispatching.dispatcher.run_once()
+    with dispatching.database.write() as connection:
+        connection.execute(sa.update(placements).values(placed_at=placements.c.placed_at - 100, next_poke_at=1.0))
+        long_ago = connection.execute(sa.select(sa.func.max(placements.c.placed_at))).scalar_one()
+    redis_server.pause()
+    dispatching.dispatcher.run_once()
+    redis_server.resume()
+    with dispatching.database.read() as connection:
+        placed_at = connection.execute(sa.select(placements.c.placed_at)).scalars().all()
+    assert len(placed_at) == 5
+    assert min(placed_at) > long_ago, "the time without a broker counts for none of them"
+
+
 def test_a_stop_asked_of_a_job_that_was_then_lost_is_carried_out(dispatching: Dispatching) -> None:
     job, _ = dispatching.store.create(spec(), "alice")
     dispatching.dispatcher.run_once()

@@ -71,6 +71,46 @@ def test_on_the_same_machine_the_process_itself_says_whether_the_name_is_free(da
     assert fleet.heartbeat(restarted)
 
 
+def test_a_heartbeat_that_was_under_way_makes_no_host_ready_that_has_left(database: Database) -> None:
+    fleet = Fleet(database)
+    fleet.register(host_state("gpu-1"), LEASE_S, gone)
+    fleet.leave("gpu-1", host_state("gpu-1").instance)
+    assert not fleet.heartbeat(host_state("gpu-1"))
+    assert fleet.host("gpu-1")["status"] == "unreachable"
+    assert fleet.reachable() == []
+    fleet.register(replace(host_state("gpu-1"), instance="restarted"), LEASE_S, gone)
+    assert fleet.reachable() == ["gpu-1"]
+
+
+def test_pages_of_the_fleet_hold_what_the_whole_does(database: Database) -> None:
+    fleet, store = Fleet(database), Store(database)
+    for number in range(5):
+        add_host(database, host_state(f"gpu-{number}", gpus=2))
+    for resources in ({"gpus": 1}, {"gpus": 2}, {"gpus": 1, "nodes": 2}, {}):
+        store.create(spec(**resources), "alice")
+    place(database)
+    for job_id in (1, 2, 4):
+        [placed] = store.get(job_id).hosts
+        claim_placed(database, job_id, host=placed.name)
+    whole = fleet.hosts()
+    assert sum(len(host["jobs"]) for host in whole) == 5
+    paged, after, pages = [], None, 0
+    while pages == 0 or after is not None:
+        items, after = fleet.page(2, after)
+        paged += items
+        pages += 1
+    assert pages == 3
+
+    def without_age(host: dict[str, Any]) -> dict[str, Any]:
+        trains = [{name: told for name, told in one.items() if name != "silent_s"} for one in host["training"]]
+        return host | {"heartbeat_age_s": None, "training": trains}
+
+    assert [without_age(host) for host in paged] == [without_age(host) for host in whole]
+    pair = [host.name for host in store.get(3).hosts]
+    assert [host["name"] for host in fleet.page(10, job_id=3)[0]] == pair
+    assert fleet.page(10, job_id=99) == ([], None)
+
+
 def test_an_unknown_host_is_neither_drained_nor_resumed(database: Database) -> None:
     for draining in (True, False):
         with pytest.raises(HostNotFound, match="host gpu-9 has never registered"):
@@ -105,6 +145,18 @@ def test_a_heartbeat_tells_of_gpus_that_came_changed_and_went(database: Database
     assert shown[0]["users"] == [{"pid": 1, "used_bytes": 0}]
 
 
+def test_a_driver_that_shows_no_gpu_for_a_while_ends_no_quarantine(database: Database) -> None:
+    fleet, full = Fleet(database), host_state("a", gpus=1, free_gib=1)
+    add_host(database, full)
+    with database.write() as connection:
+        connection.execute(gpus.update().values(quarantined=True))
+    for state in (host_state("a"), full):
+        assert fleet.heartbeat(state)
+    assert [card["quarantined"] for card in fleet.host("a")["gpus"]] == [True]
+    add_host(database, host_state("a"))
+    assert fleet.host("a")["gpus"] == [], "a new worker says what there is"
+
+
 def keys(value: Any) -> Any:
     """The names of all fields, at every depth."""
     match value:
@@ -123,6 +175,17 @@ def test_a_host_is_shown_with_exactly_the_fields_that_the_client_knows(database:
     [shown] = Fleet(database).hosts()
     assert shown["training"]
     assert keys(Host.model_validate(shown).model_dump()) == keys(shown)
+
+
+def test_a_gpu_that_two_hosts_name_is_the_jobs_that_holds_it(database: Database) -> None:
+    """Two workers of one machine: whoever beat last took the GPU along, and its job then trained without."""
+    add_host(database, host_state("a", gpus=1))
+    job_id = Store(database).create(spec(gpus=1), "alice")[0].job_id
+    [placed] = place(database)
+    same = replace(host_state("b"), gpus=host_state("a", gpus=1).gpus)
+    add_host(database, same)
+    assert Fleet(database).heartbeat(same)
+    assert claim_placed(database, job_id, host=placed.host).gpus == ("GPU-a-0",)
 
 
 def test_a_gpu_that_a_job_holds_stays_in_the_record_when_the_driver_loses_it(database: Database) -> None:

@@ -1,13 +1,17 @@
 """The migrations make exactly the schema that shared/tables.py declares, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from shared import database
-from shared.database import Database
+from shared.database import MIGRATIONS, Database
 from shared.tables import metadata
 
 
@@ -44,6 +48,48 @@ def test_migrated_schema_has_every_declared_check(empty_database_url: str) -> No
         if isinstance(check, sa.CheckConstraint)
     }
     assert check_constraints(empty_database_url) == declared
+
+
+def test_each_migration_lets_the_version_before_it_write_on(empty_database_url: str) -> None:
+    """While a fleet is updated both versions run: nothing that the older one knows may go, and what is new has a value
+    where the older one gives none."""
+    script = ScriptDirectory(str(MIGRATIONS))
+    revisions = [revision.revision for revision in reversed(list(script.walk_revisions()))]
+    migrate(empty_database_url, revisions[0])
+    before = columns(empty_database_url)
+    for revision in revisions[1:]:
+        migrate(empty_database_url, revision)
+        after = columns(empty_database_url)
+        for table, known in before.items():
+            assert known.keys() <= after[table].keys(), f"{revision} takes {table} something away"
+            for name in after[table].keys() - known.keys():
+                column = after[table][name]
+                assert column["nullable"] or column["default"] is not None, f"{revision}: {table}.{name}"
+            for name in known:
+                assert str(after[table][name]["type"]) == str(known[name]["type"]), f"{revision}: {table}.{name}"
+                assert known[name]["nullable"] <= after[table][name]["nullable"], f"{revision}: {table}.{name}"
+        before = after
+
+
+def migrate(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    record = Database(url)
+    with record.engine.connect().execution_options(epochcast_writes=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    record.close()
+
+
+def columns(url: str) -> dict[str, dict[str, Any]]:
+    """By table and name."""
+    engine = sa.create_engine(url)
+    inspector = sa.inspect(engine)
+    found = {
+        table: {str(one["name"]): one for one in inspector.get_columns(table)} for table in inspector.get_table_names()
+    }
+    engine.dispose()
+    return found
 
 
 def test_upgrading_twice_changes_nothing(empty_database_url: str) -> None:

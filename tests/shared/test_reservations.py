@@ -49,11 +49,13 @@ def let_wait(database: Database, *job_ids: int, seconds: float = LIMIT_S + 1) ->
 
 
 def run(database: Database, job_id: int, host: str, eta_s: float | None = None) -> None:
-    """Claims a placed job, and has it report how long it will take."""
+    """Claims a placed job, begins it, and has it report how long it will take."""
     claimed = claim(database, job_id, host, 120, 1, IDENTITY)
     assert claimed is not None
+    record = record_of(database, claimed)
+    record.record_launcher(IDENTITY.pid, IDENTITY.started)
     if eta_s is not None:
-        record_of(database, claimed).record(ProgressState(1, 0.1, None, {}, eta_s), [], None)
+        record.record(ProgressState(1, 0.1, None, {}, eta_s), [], None)
 
 
 def end(database: Database, job_id: int) -> None:

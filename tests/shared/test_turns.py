@@ -1,7 +1,7 @@
 """Of many dispatchers one makes each second's pass, and none is needed for it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -82,6 +82,36 @@ def test_who_has_no_way_to_redis_takes_no_turn_from_those_who_have(sqlite_settin
         well.stop()
         client.close()
         database.close()
+
+
+def test_where_redis_is_away_from_all_they_take_turns_too(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand agents that each made a pass a second would take the record from those who renew their leases."""
+    monkeypatch.setattr("shared.dispatcher.TURN_S", HOUR_S)
+    database = Database(sqlite_settings.database_url.get_secret_value(), connections=12)
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    lame = [
+        Dispatcher(sqlite_settings, database, EventLog(redis.Redis.from_url(nowhere)), Poker(nowhere)) for _ in range(3)
+    ]
+    Store(database).create(spec(), "alice")  # its announcement fails
+    made: list[Dispatcher] = []
+    for one in lame:
+        one.run_once()
+
+        def make(one: Dispatcher = one, pass_: Callable[[], None] = one.run_once) -> None:
+            made.append(one)
+            pass_()
+
+        monkeypatch.setattr(one, "run_once", make)
+        one.start()
+    try:
+        wait_until(lambda: all(one.passes >= 4 for one in lame), "three looks of each", timeout_s=30)
+    finally:
+        for one in lame:
+            one.stop()
+        database.close()
+    assert len(made) == 1, "in an hour one of them makes a pass"
 
 
 def _pokes(database: Database, job_id: int) -> int:

@@ -9,8 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from epochcast.jobs import Status
-from shared.dispatcher import AVOID_S
-from shared.recovery import Recovery
+from shared.recovery import AVOID_S, Recovery
 from shared.tables import member_messages
 from tests.waiting import wait_until
 from tests.worker.conftest import HASTY

@@ -176,9 +176,24 @@ while True:
 def test_a_start_that_its_supervisor_gave_up_starts_nothing(tmp_path: Path) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near.close()
+    start_late(far, tmp_path, licence_s=60)
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_start_that_comes_after_the_licence_starts_nothing(tmp_path: Path) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near:
+        start_late(far, tmp_path, licence_s=0)
+        said = [json.loads(near.recv(4096)) for _ in range(2)]
+    assert said == [{"trainers": []}, {"exit": None, "rank": 0, "cut": "licence"}]
+    assert not (tmp_path / "started").exists()
+
+
+def start_late(far: socket.socket, folder: Path, licence_s: float) -> None:
+    """To the launcher's end."""
     out, end = os.pipe()
     request = {
-        "licence": boottime_s() + 60, "cwd": str(tmp_path), "first_rank": 0, "ranked": False,
+        "licence": boottime_s() + licence_s, "cwd": str(folder), "first_rank": 0, "ranked": False,
         "argv": [sys.executable, "-c", "open('started', 'w')"],
     }  # fmt: skip
     descriptors = [far.fileno(), end, os.dup(end)]
@@ -187,4 +202,3 @@ def test_a_start_that_its_supervisor_gave_up_starts_nothing(tmp_path: Path) -> N
     far.close()
     for descriptor in (out, *descriptors[1:]):
         os.close(descriptor)
-    assert not (tmp_path / "started").exists()

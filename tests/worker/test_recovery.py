@@ -11,15 +11,21 @@ import sqlalchemy as sa
 
 from epochcast.events import BEFORE_ALL
 from epochcast.jobs import Status
+from shared.claims import ProcessIdentity, claim
 from shared.counters import Counted, totals
 from shared.database import Database, DatabaseUnavailable
 from shared.embedded import RedisServer
+from shared.placement import place
+from shared.processes import dies_with_parent
 from shared.recovery import Recovery
+from shared.settings import Settings
+from shared.store import Store
 from shared.tables import attempts
-from tests.shared.records import expire_lease
+from tests.shared.records import add_host, expire_lease, host_state, record_of, spec
 from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
-from worker.process_tree import descendants, start_time
+from worker.predecessor import release_predecessors
+from worker.process_tree import boot_id, descendants, pid_namespace, start_time
 
 pytestmark = pytest.mark.checked
 
@@ -276,6 +282,29 @@ def test_a_new_worker_gives_its_predecessors_jobs_back_at_once(host: Host) -> No
     assert host.store.get(job_id).status is Status.QUEUED
     with host.database.read() as connection:
         assert connection.execute(sa.select(attempts.c.outcome)).scalar_one() == "lost"
+
+
+def test_a_new_worker_ends_also_what_others_have_taken_back_meanwhile(sqlite_settings: Settings) -> None:
+    """Its lease ran out, so its job is elsewhere by now; what is left of it here holds a GPU's memory."""
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    add_host(database, host_state("here"))
+    job_id = Store(database).create(spec(), "alice")[0].job_id
+    place(database)
+    with subprocess.Popen(["sleep", "600"], preexec_fn=dies_with_parent()) as tree:
+        started = start_time(tree.pid)
+        assert started is not None
+        identity = ProcessIdentity(boot_id(), pid_namespace(), 2**22 + 1, 1)
+        claimed = claim(database, job_id, "here", 120, 1, identity)
+        assert claimed is not None
+        record_of(database, claimed).record_launcher(tree.pid, started)
+        expire_lease(database, job_id)
+        assert Recovery(database).reap() == [job_id]
+        release_predecessors(database, "elsewhere", sqlite_settings.work_dir)
+        assert tree.poll() is None
+        release_predecessors(database, "here", sqlite_settings.work_dir)
+        assert tree.wait(5) == -signal.SIGKILL
+    assert Store(database).get(job_id).status is Status.QUEUED
+    database.close()
 
 
 def test_an_expired_lease_stops_a_stale_supervisor_at_its_next_heartbeat(hasty_host: Host) -> None:

@@ -1,4 +1,4 @@
-/** One picture of curves over epochs: uPlot, with a legend that also says the values under the pointer. */
+/** One picture of curves over epochs or steps: uPlot, with a legend that also says the values under the pointer. */
 
 import { useEffect, useMemo, useRef, useState } from 'react';
 import uPlot from 'uplot';
@@ -16,6 +16,8 @@ export interface Curve {
   readonly note?: string;
 }
 
+export type Unit = 'epoch' | 'step';
+
 export interface Mark {
   readonly x: number;
   readonly text: string;
@@ -31,6 +33,8 @@ export interface View {
 
 interface ChartProps {
   readonly title: string;
+  /** What `x` counts. */
+  readonly unit?: Unit;
   readonly x: readonly number[];
   readonly curves: readonly Curve[];
   readonly marks?: readonly Mark[];
@@ -40,7 +44,7 @@ interface ChartProps {
 
 const NO_MARKS: readonly Mark[] = [];
 
-export function Chart({ title, x, curves, marks = NO_MARKS, view, onRange }: ChartProps) {
+export function Chart({ title, unit = 'epoch', x, curves, marks = NO_MARKS, view, onRange }: ChartProps) {
   const place = useRef<HTMLDivElement>(null);
   const chart = useRef<uPlot | null>(null);
   const isDark = useIsDark();
@@ -62,6 +66,7 @@ export function Chart({ title, x, curves, marks = NO_MARKS, view, onRange }: Cha
     const drawn = new uPlot(
       options({
         width: element.clientWidth,
+        unit,
         curves: curves.map((curve) => ({ label: curve.label, colour: colour(curve.colour, isDark) })),
         isLog: view.isLog,
         isSmoothed: view.smoothing > 0,
@@ -104,10 +109,10 @@ export function Chart({ title, x, curves, marks = NO_MARKS, view, onRange }: Cha
               {curve.note && <span className="bad"> {curve.note}</span>}
             </span>
           ))}
-          <span className="legend-at soft num">{x.length > 0 ? `epoch ${x[index]}` : ''}</span>
+          <span className="legend-at soft num">{x.length > 0 ? `${unit} ${x[index]}` : ''}</span>
         </span>
       </figcaption>
-      <div ref={place} className="chart-canvas" role="img" aria-label={described(title, x, curves)} />
+      <div ref={place} className="chart-canvas" role="img" aria-label={described(title, unit, x, curves)} />
     </figure>
   );
 }
@@ -122,7 +127,7 @@ function dataOf(x: readonly number[], curves: readonly Curve[], view: View): (re
 }
 
 /** The picture in words. */
-function described(title: string, x: readonly number[], curves: readonly Curve[]): string {
+function described(title: string, unit: Unit, x: readonly number[], curves: readonly Curve[]): string {
   const texts = curves.map(({ label, values }) => {
     const known = values.filter((value) => value !== null);
     if (known.length === 0) return `${label}: no values`;
@@ -130,5 +135,5 @@ function described(title: string, x: readonly number[], curves: readonly Curve[]
     const most = Math.max(...known);
     return `${label}: last ${number(known.at(-1))}, lowest ${number(least)}, highest ${number(most)}`;
   });
-  return `${title} over ${x.length} epochs. ${texts.join('. ')}.`;
+  return `${title} over ${x.length} ${unit}s. ${texts.join('. ')}.`;
 }

@@ -1,14 +1,24 @@
-/** A job's curves: one chart for each metric, train and validation together, attempts marked. */
+/** A job's curves over epochs or over steps: one chart for each metric, train and validation together, attempts marked. */
 
-import { useMemo, useState } from 'react';
+import { useId, useMemo, useState } from 'react';
 import { save } from '../rest/Rest.ts';
-import { Chart, type Curve, type Mark } from './Chart.tsx';
+import { Chart, type Curve, type Mark, type Unit } from './Chart.tsx';
 import { placeOf } from './colours.ts';
 import { type Columns, csv, groups } from './columns.ts';
 import { DataTable } from './DataTable.tsx';
 import { ViewControls, WHOLE } from './ViewControls.tsx';
 
-export function Curves({ columns, marks, name }: { columns: Columns; marks: readonly Mark[]; name: string }) {
+interface CurvesProps {
+  readonly title: string;
+  readonly unit: Unit;
+  readonly columns: Columns;
+  readonly marks: readonly Mark[];
+  /** Of the file with the values, without `.csv`. */
+  readonly name: string;
+}
+
+export function Curves({ title, unit, columns, marks, name }: CurvesProps) {
+  const id = useId();
   const [view, setView] = useState(WHOLE);
   const charts = useMemo(
     () =>
@@ -18,34 +28,35 @@ export function Curves({ columns, marks, name }: { columns: Columns; marks: read
       })),
     [columns],
   );
-  const title = <h2 id="curves-title">Curves</h2>;
+  const heading = <h2 id={id}>{title}</h2>;
   if (columns.x.length === 0)
     return (
-      <section aria-labelledby="curves-title">
-        {title}
-        <p className="waiting">No epoch has been reported yet.</p>
+      <section aria-labelledby={id}>
+        {heading}
+        <p className="waiting">No {unit} has been reported yet.</p>
       </section>
     );
   return (
-    <section aria-labelledby="curves-title">
+    <section aria-labelledby={id}>
       <div className="section-head">
-        {title}
+        {heading}
         <div className="section-tools">
           <ViewControls view={view} onView={setView} />
           <button
             type="button"
             className="quiet"
-            onClick={() => save(new Blob([csv(columns)], { type: 'text/csv' }), `${name}.csv`)}
+            onClick={() => save(new Blob([csv(columns, unit)], { type: 'text/csv' }), `${name}.csv`)}
           >
             Download CSV
           </button>
         </div>
       </div>
-      <div className="charts" data-epochs={columns.x.length}>
+      <div className="charts" data-unit={unit} data-count={columns.x.length}>
         {charts.map(({ title, curves }) => (
           <Chart
             key={title}
             title={title}
+            unit={unit}
             x={columns.x}
             curves={curves}
             marks={marks}
@@ -55,7 +66,7 @@ export function Curves({ columns, marks, name }: { columns: Columns; marks: read
         ))}
       </div>
       <p className="hint soft">Drag across a chart to zoom, double-click to see all of it again.</p>
-      <DataTable columns={columns} />
+      <DataTable columns={columns} unit={unit} />
     </section>
   );
 }

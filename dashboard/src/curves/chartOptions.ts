@@ -2,10 +2,11 @@
 
 import uPlot from 'uplot';
 import { number } from '../ui/format.ts';
-import type { Mark } from './Chart.tsx';
+import type { Mark, Unit } from './Chart.tsx';
 
 export interface Wish {
   readonly width: number;
+  readonly unit: Unit;
   readonly curves: readonly { readonly label: string; readonly colour: string }[];
   readonly isLog: boolean;
   readonly isSmoothed: boolean;
@@ -16,6 +17,8 @@ export interface Wish {
 }
 
 const HEIGHT = 210;
+/** Epochs and steps are whole numbers. */
+const INCREMENTS = [...Array(9).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
 export function options(wish: Wish): uPlot.Options {
   const text = wish.colours.getPropertyValue('--chart-text').trim();
@@ -30,14 +33,14 @@ export function options(wish: Wish): uPlot.Options {
     height: HEIGHT,
     padding: [10, 12, 0, 0],
     legend: { show: false },
-    cursor: { drag: { x: true, y: false }, points: { size: 6 }, sync: { key: 'epochs' } },
+    cursor: { drag: { x: true, y: false }, points: { size: 6 }, sync: { key: wish.unit } },
     scales: { x: { time: false }, y: wish.isLog ? { distr: 3 } : {} },
     axes: [
       {
         ...axis,
         size: 28,
         space: 60,
-        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000, 1_000_000],
+        incrs: INCREMENTS,
       },
       { ...axis, size: 58, values: (_chart, splits) => splits.map((value) => (value === null ? '' : number(value))) },
     ],

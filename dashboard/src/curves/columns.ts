@@ -1,10 +1,10 @@
-/** Curves as columns: what the record has per epoch, with the stream's newer epochs over it. Pure. */
+/** Curves as columns: what the record has per epoch, with the stream's newer epochs over it; and what it has per step. Pure. */
 
 import type { History } from '../rest/types.ts';
 import type { Epoch } from '../stream/index.ts';
 
 export interface Columns {
-  /** Epochs, ascending. */
+  /** Epochs or steps, ascending. */
   readonly x: readonly number[];
   /** By metric name, as long as `x`; null where there is no number. */
   readonly series: Readonly<Record<string, readonly (number | null)[]>>;
@@ -36,6 +36,32 @@ export function columnsOf(history: History | null, live: readonly Epoch[]): Colu
   return { x, series, nonFinite };
 }
 
+export interface StepColumns extends Columns {
+  /** In which epoch each step was; as long as `x`. */
+  readonly epochs: readonly number[];
+}
+
+/** What was reported by step. Only the record has it: messages tell of epochs alone. */
+export function stepColumnsOf(history: History | null): StepColumns {
+  const { epoch: epochs = [], step: steps = [], ...series } = history ?? {};
+  // The record has null for "NaN" and for "not reported" alike.
+  return { x: countedOn(steps as readonly number[]), epochs: epochs as readonly number[], series, nonFinite: {} };
+}
+
+/** Steps that begin anew in each epoch are put one behind the other; those of the whole run stay as they are. */
+function countedOn(steps: readonly number[]): readonly number[] {
+  const x: number[] = [];
+  let offset = 0;
+  let stride = 1;
+  for (const step of steps) {
+    const before = x.at(-1);
+    if (before !== undefined && step + offset <= before) offset = before + stride - step;
+    else if (before !== undefined) stride = step + offset - before;
+    x.push(step + offset);
+  }
+  return x;
+}
+
 /** Metrics that belong into one picture: `train_loss` and `val_loss` are both `loss`. */
 export function groups(names: readonly string[]): readonly { title: string; names: readonly string[] }[] {
   const byTitle = new Map<string, string[]>();
@@ -63,8 +89,8 @@ export function smoothed(values: readonly (number | null)[], weight: number): re
 }
 
 /** As a file for a spreadsheet. */
-export function csv({ x, series }: Columns): string {
+export function csv({ x, series }: Columns, unit: string): string {
   const names = Object.keys(series);
-  const lines = x.map((epoch, at) => [epoch, ...names.map((name) => series[name]![at] ?? '')].join(','));
-  return [['epoch', ...names].join(','), ...lines].join('\n') + '\n';
+  const lines = x.map((place, at) => [place, ...names.map((name) => series[name]![at] ?? '')].join(','));
+  return [[unit, ...names].join(','), ...lines].join('\n') + '\n';
 }

@@ -2,7 +2,7 @@
 
 import { useState } from 'react';
 import { useMay, usePlatform } from '../app/platform.tsx';
-import type { Host, Items } from '../rest/types.ts';
+import type { Host, Page } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { Dialog } from '../ui/Dialog.tsx';
 import { Notice, Trouble } from '../ui/Notice.tsx';
@@ -14,7 +14,7 @@ const AGAIN_MS = 3_000;
 export default function FleetPage() {
   const { rest } = usePlatform();
   const mayDrain = useMay('hosts:admin');
-  const { data, error, reload } = useAnswer('hosts', (signal) => rest.get<Items<Host>>('/hosts', signal), AGAIN_MS);
+  const { data, error, reload } = useAnswer('hosts', (signal) => rest.get<Page<Host>>('/hosts', signal), AGAIN_MS);
   const [draining, setDraining] = useState<Host | null>(null);
   const [refusal, setRefusal] = useState<Error | null>(null);
   useTitle('Fleet');
@@ -36,6 +36,11 @@ export default function FleetPage() {
         <Notice title="No host yet">
           Start a worker on a GPU host: <code>python -m worker</code>
         </Notice>
+      )}
+      {data?.next_cursor && (
+        <p className="soft">
+          The first {hosts.length} hosts by name; <code>epochcast hosts</code> lists all.
+        </p>
       )}
       {!data && !error && <p className="waiting">Loading …</p>}
       <div className="hosts">

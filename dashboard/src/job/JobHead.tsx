@@ -46,11 +46,9 @@ export function JobHead({ job, live, status, onDone }: HeadProps) {
           <Link className="button" href={`/compare?jobs=${job.job_id}`}>
             Compare
           </Link>
-          {job.spec.recipe && (
-            <Link className="button" href={`/submit?like=${job.job_id}`}>
-              Run again …
-            </Link>
-          )}
+          <Link className="button" href={`/submit?like=${job.job_id}`}>
+            Run again …
+          </Link>
           {mayWrite && !isTerminal(status) && (
             <button type="button" className="danger" disabled={isStopping} onClick={() => setAsking('stop')}>
               {isStopping ? 'Stopping …' : 'Stop'}

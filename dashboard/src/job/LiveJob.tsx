@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo } from 'react';
 import { useFleet, usePlatform } from '../app/platform.tsx';
-import { columnsOf } from '../curves/columns.ts';
+import { columnsOf, stepColumnsOf } from '../curves/columns.ts';
 import { Curves } from '../curves/Curves.tsx';
 import type { Attempt, History, Items, Job } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
@@ -22,6 +22,8 @@ import { Standing } from './Standing.tsx';
 
 /** The place in the queue changes without an event. */
 const QUEUED_AGAIN_MS = 5_000;
+/** So do metrics by step. */
+const STEPS_AGAIN_MS = 5_000;
 
 interface LiveJobProps {
   readonly first: Job;
@@ -46,19 +48,34 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
   const history = useAnswer(`metrics ${turn} ${live.resyncs}`, (signal) =>
     rest.get<History>(`/training-jobs/${jobId}/metrics?max_points=5000`, signal),
   );
+  const steps = useAnswer(
+    `steps ${turn}`,
+    (signal) => rest.get<History>(`/training-jobs/${jobId}/metrics?by=step&max_points=2000`, signal),
+    status === 'running' ? STEPS_AGAIN_MS : 0,
+  );
   const attempts = useAnswer(`attempts ${turn}`, (signal) =>
     rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal),
   );
   const known = useLast(history.data, null);
+  const knownSteps = useLast(steps.data, null);
   const runs = useLast(attempts.data, null)?.items ?? [];
 
   const columns = useMemo(() => columnsOf(known, live.epochs), [known, live.epochs]);
+  const byStep = useMemo(() => stepColumnsOf(knownSteps), [knownSteps]);
   const marks = useMemo(
     () =>
       runs
         .filter((run) => run.number > 1)
         .map((run) => ({ x: (run.resumed_epoch ?? 0) + 1, text: `attempt ${run.number}` })),
     [runs],
+  );
+  const stepMarks = useMemo(
+    () =>
+      marks.flatMap(({ x: epoch, text }) => {
+        const x = byStep.x[byStep.epochs.findIndex((one) => one >= epoch)];
+        return x === undefined ? [] : [{ x, text }];
+      }),
+    [marks, byStep],
   );
   useTitle(`${isTerminal(status) ? status : percent(live.status ? live.progress : first.progress)} · ${job.name}`);
 
@@ -76,12 +93,15 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
   return (
     <>
       <JobHead job={job} live={live} status={status} onDone={asked.reload} />
-      <Trouble error={asked.error ?? history.error ?? attempts.error} />
+      <Trouble error={asked.error ?? history.error ?? steps.error ?? attempts.error} />
       <Standing job={job} live={live} status={status} />
       {error && <ErrorPanel error={error} />}
       <div className="job-columns">
         <div className="job-main">
-          <Curves columns={columns} marks={marks} name={`job-${jobId}`} />
+          <Curves title="Curves" unit="epoch" columns={columns} marks={marks} name={`job-${jobId}`} />
+          {byStep.x.length > 0 && (
+            <Curves title="By step" unit="step" columns={byStep} marks={stepMarks} name={`job-${jobId}-steps`} />
+          )}
           <LogPanel jobId={jobId} lines={live.lines} isPartial={after !== '0'} />
         </div>
         <div className="job-side">

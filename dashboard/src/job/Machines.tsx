@@ -2,7 +2,7 @@
 
 import { usePlatform } from '../app/platform.tsx';
 import { GpuRow, Meter } from '../fleet/meters.tsx';
-import type { Host, Items, Job } from '../rest/types.ts';
+import type { Host, Job, Page } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { gib } from '../ui/format.ts';
 
@@ -12,8 +12,8 @@ export function Machines({ job }: { job: Job }) {
   const { rest } = usePlatform();
   const names = job.hosts.map((host) => host.name);
   const { data } = useAnswer(
-    `hosts of ${names.join()}`,
-    (signal) => rest.get<Items<Host>>('/hosts', signal),
+    `hosts of ${job.job_id}: ${names.join()}`,
+    (signal) => rest.get<Page<Host>>(`/hosts?job_id=${job.job_id}`, signal),
     names.length > 0 ? AGAIN_MS : 0,
   );
   if (names.length === 0) return null;

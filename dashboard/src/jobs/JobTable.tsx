@@ -120,7 +120,7 @@ const Row = memo(function Row({ job, index, isPicked, onPick, since }: RowProps)
       </td>
       <td className="col-progress">
         <Bar value={job.progress} status={job.status} label={`Progress of job ${job.job_id}`} />
-        <span className="progress-text num">
+        <span className="progress-text num moving">
           {percent(job.progress)}
           <span className="epochs">
             {' '}
@@ -128,8 +128,12 @@ const Row = memo(function Row({ job, index, isPicked, onPick, since }: RowProps)
           </span>
         </span>
       </td>
-      <td className="col-loss num">{job.current_epoch > 0 ? number(job.current_loss) : '–'}</td>
-      <td className="col-eta num">{job.status === 'running' ? duration(job.eta_s) : '–'}</td>
+      <td className="col-loss num">
+        <span className="moving">{job.current_epoch > 0 ? number(job.current_loss) : '–'}</span>
+      </td>
+      <td className="col-eta num">
+        <span className="moving">{job.status === 'running' ? duration(job.eta_s) : '–'}</span>
+      </td>
       <td className="col-owner">{job.owner}</td>
       <td className="col-when">{since}</td>
     </tr>

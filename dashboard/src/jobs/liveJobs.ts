@@ -37,8 +37,20 @@ export function withMessage(job: Job, message: JobMessage | undefined): Job {
   }
 }
 
+/** By job as it was read: what its newest message made of it. */
+const moved = new WeakMap<Job, { readonly message: JobMessage; readonly job: Job }>();
+
+/** Between two messages of a job it stays the same object: the others' messages paint no row of its anew. */
 export function withFleet(jobs: readonly Job[], fleet: FleetState): readonly Job[] {
-  return jobs.map((job) => withMessage(job, fleet.get(job.job_id)));
+  return jobs.map((read) => {
+    const message = fleet.get(read.job_id);
+    if (!message) return read;
+    const known = moved.get(read);
+    if (known?.message === message) return known.job;
+    const job = withMessage(read, message);
+    moved.set(read, { message, job });
+    return job;
+  });
 }
 
 /** Whether the fleet tells of a job that the list doesn't have: it was submitted after the newest page was read. */

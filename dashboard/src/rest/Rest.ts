@@ -32,16 +32,24 @@ export class Rest {
   }
 
   async get<Answer>(path: string, signal?: AbortSignal): Promise<Answer> {
-    return (await (await this.call('GET', path, undefined, signal)).json()) as Answer;
+    return (await (await this.call('GET', path, null, signal)).json()) as Answer;
   }
 
   async post<Answer>(path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
-    return (await (await this.call('POST', path, body, undefined, headers)).json()) as Answer;
+    const content = body === undefined ? null : JSON.stringify(body);
+    const kind: Record<string, string> = content === null ? {} : { 'Content-Type': 'application/json' };
+    return (await (await this.call('POST', path, content, undefined, { ...kind, ...headers })).json()) as Answer;
+  }
+
+  /** Sends a file as it is, however long that takes. */
+  async upload<Answer>(path: string, file: Blob, kind: string): Promise<Answer> {
+    const { signal } = new AbortController();
+    return (await (await this.call('POST', path, file, signal, { 'Content-Type': kind })).json()) as Answer;
   }
 
   /** A file, into the browser's downloads: fetched, because a link can't carry the token. */
   async download(path: string, fallback: string): Promise<void> {
-    const answer = await this.call('GET', path, undefined, new AbortController().signal);
+    const answer = await this.call('GET', path, null, new AbortController().signal);
     const named = /filename="?([^";]+)/.exec(answer.headers.get('Content-Disposition') ?? '');
     save(await answer.blob(), named?.[1] ?? fallback);
   }
@@ -49,15 +57,13 @@ export class Rest {
   private async call(
     method: string,
     path: string,
-    body?: unknown,
+    body: string | Blob | null = null,
     signal: AbortSignal = AbortSignal.timeout(PATIENCE_MS),
     more: Record<string, string> = {},
   ): Promise<Response> {
     const headers: Record<string, string> = { ...more };
     if (this.token) headers.Authorization = `Bearer ${this.token}`;
-    if (body !== undefined) headers['Content-Type'] = 'application/json';
-    const content = body === undefined ? null : JSON.stringify(body);
-    const answer = await fetch(`/api/v1${path}`, { method, headers, body: content, signal }).catch((error: Error) => {
+    const answer = await fetch(`/api/v1${path}`, { method, headers, body, signal }).catch((error: Error) => {
       if (error.name === 'AbortError') throw error;
       throw new Unreachable('the gateway does not answer');
     });

@@ -1,4 +1,4 @@
-/** What the gateway answers, as docs/http-api.md describes it; tests/dashboard compares these names with real answers. */
+/** What the gateway answers, as docs/http-api.md describes it; tests/dashboard/test_types.py compares it with OpenAPI. */
 
 import type { JobError, Metrics, Status } from '../stream/index.ts';
 
@@ -120,6 +120,16 @@ export interface Memory {
   readonly used_gib: number;
 }
 
+export interface Slots {
+  readonly total: number;
+  readonly used: number;
+}
+
+export interface Cpu {
+  readonly cores: number;
+  readonly percent: number | null;
+}
+
 export interface Gpu {
   readonly index: number;
   readonly uuid: string;
@@ -142,8 +152,8 @@ export interface Training {
 export interface Host {
   readonly name: string;
   readonly status: 'ready' | 'draining' | 'unreachable';
-  readonly slots: { readonly total: number; readonly used: number };
-  readonly cpu: { readonly cores: number; readonly percent: number | null };
+  readonly slots: Slots;
+  readonly cpu: Cpu;
   readonly memory: Memory;
   readonly gpus: readonly Gpu[];
   readonly jobs: readonly number[];
@@ -184,6 +194,13 @@ export interface Plan {
   readonly queue_position: number | null;
   readonly pending_reason: string | null;
   readonly expected_start_at: string | null;
+}
+
+/** An uploaded folder of code. */
+export interface Bundle {
+  readonly bundle: string;
+  readonly files: number;
+  readonly bytes: number;
 }
 
 export interface WrongField {

@@ -17,10 +17,12 @@ export interface StreamOptions {
   readonly onMessage?: (message: Message) => void;
 }
 
+const PACE_MS = 33;
+
 export class TrainingJobStream {
   state: JobState;
   private readonly options: StreamOptions;
-  private readonly watchers = new Watchers();
+  private readonly watchers = new Watchers(PACE_MS);
   private readonly socket: ReconnectingSocket;
   private received: Message[] = [];
   /** Of the newest message received, which `state` may not have yet. */

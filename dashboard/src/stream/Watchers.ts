@@ -1,12 +1,15 @@
 /** Who is to hear of changes; many changes in a row are told as one. */
 
-const PACE_MS = 33;
-
 export class Watchers {
+  private readonly paceMs: number;
   /** Done before the watchers are told. */
   before: () => void = () => undefined;
   private readonly watchers = new Set<() => void>();
   private timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(paceMs: number) {
+    this.paceMs = paceMs;
+  }
 
   add(watcher: () => void): () => void {
     this.watchers.add(watcher);
@@ -18,6 +21,6 @@ export class Watchers {
       this.timer = undefined;
       this.before();
       for (const watcher of this.watchers) watcher();
-    }, PACE_MS);
+    }, this.paceMs);
   }
 }

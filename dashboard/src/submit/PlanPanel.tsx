@@ -5,23 +5,26 @@ import type { Plan, Recipe } from '../rest/types.ts';
 import { Facts } from '../ui/Facts.tsx';
 import { asCommand, asPython, type Draft } from './draft.ts';
 
-export function PlanPanel({
-  plan,
-  problem,
-  draft,
-  recipe,
-}: {
-  plan: Plan | null;
-  problem: Error | null;
-  draft: Draft;
-  recipe: Recipe;
-}) {
+interface PanelProps {
+  readonly plan: Plan | null;
+  readonly problem: Error | null;
+  readonly draft: Draft;
+  readonly recipe: Recipe | null;
+}
+
+export function PlanPanel({ plan, problem, draft, recipe }: PanelProps) {
+  const lacksCode = recipe === null && !draft.script.bundle;
   return (
     <section aria-labelledby="plan-title" className="plan">
       <h2 id="plan-title">Plan</h2>
       <div aria-live="polite">
         {problem && <p className="trouble">{problem.message}</p>}
-        {!problem && !plan && <p className="soft">Asking …</p>}
+        {!problem && lacksCode && (
+          <p className="soft">
+            A script goes with its folder: choose an archive of it, or use one of these where it is.
+          </p>
+        )}
+        {!problem && !lacksCode && !plan && <p className="soft">Asking …</p>}
         {!problem && plan && (
           <Facts
             facts={[

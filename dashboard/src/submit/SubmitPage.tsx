@@ -1,4 +1,5 @@
-/** A new job: a form made from the recipe's schema, what would happen with it, and the same for terminal and Python. */
+/** A new job: a form made from the recipe's schema, or for a script of one's own; what would happen, and the same for
+ * terminal and Python. */
 
 import { type FormEvent, useEffect, useMemo, useState } from 'react';
 import { useMay, usePlatform } from '../app/platform.tsx';
@@ -8,12 +9,13 @@ import type { Items, Job, Plan, Recipe } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
-import { type Draft, draftLike, emptyDraft, submission } from './draft.ts';
+import { type Draft, draftLike, emptyDraft, OPTION_NAMES, type Script, submission, usualEpochs } from './draft.ts';
 import { HyperparameterField, OptionField } from './fields.tsx';
-import { OPTION_NAMES } from './draft.ts';
 import { PlanPanel } from './PlanPanel.tsx';
+import { ScriptFields } from './ScriptFields.tsx';
 
 const TYPING_MS = 350;
+const OWN = { name: null, title: 'A script of your own', description: 'It runs in a copy of its folder, unchanged' };
 
 export default function SubmitPage() {
   const { rest } = usePlatform();
@@ -31,8 +33,9 @@ export default function SubmitPage() {
     );
   if (!data) return <p className="waiting">Loading …</p>;
   const { recipes, earlier } = data;
-  const known = recipes.find((one) => one.name === earlier?.spec.recipe);
-  const first = earlier && known ? draftLike(earlier.spec, known) : emptyDraft(recipes[0]!.name);
+  const known = recipes.find((one) => one.name === earlier?.spec.recipe) ?? null;
+  const first =
+    earlier && (known || earlier.spec.bundle) ? draftLike(earlier.spec, known) : emptyDraft(recipes[0]!.name);
   return <SubmitForm key={like} recipes={recipes} first={first} like={earlier} />;
 }
 
@@ -42,10 +45,13 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
   const [draft, setDraft] = useState(first);
   const [sending, setSending] = useState(false);
   const [refusal, setRefusal] = useState<Error | null>(null);
-  const recipe = recipes.find((one) => one.name === draft.recipe)!;
+  const recipe = recipes.find((one) => one.name === draft.recipe) ?? null;
+  const isReady = recipe !== null || draft.script.bundle !== '';
   const body = useMemo(() => submission(draft, recipe), [draft, recipe]);
   const wanted = useLater(JSON.stringify(body), TYPING_MS);
-  const planned = useAnswer(wanted, () => rest.post<Plan>('/training-jobs?dry_run=true', JSON.parse(wanted)));
+  const planned = useAnswer(wanted, async () =>
+    isReady ? rest.post<Plan>('/training-jobs?dry_run=true', JSON.parse(wanted)) : null,
+  );
   // The same until something is changed, so that a lost answer and a second click make no second job.
   const key = useMemo(() => randomKey(), [wanted]);
 
@@ -72,6 +78,12 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
     setDraft(next);
   };
 
+  // Over whatever the draft is by then: an upload takes its time, and one types meanwhile.
+  const changeScript = (changes: Partial<Script>) => {
+    setRefusal(null);
+    setDraft((now) => ({ ...now, script: { ...now.script, ...changes } }));
+  };
+
   return (
     <>
       <div className="page-head">
@@ -80,14 +92,14 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
       <form className="submit" onSubmit={submit} noValidate>
         <div className="submit-main">
           <fieldset className="recipes">
-            <legend>Recipe</legend>
-            {recipes.map((one) => (
+            <legend>What to run</legend>
+            {[...recipes, OWN].map((one) => (
               <label key={one.name} className="recipe">
                 <input
                   type="radio"
                   name="recipe"
-                  checked={one.name === recipe.name}
-                  onChange={() => change({ ...emptyDraft(one.name), options: draft.options })}
+                  checked={one.name === draft.recipe}
+                  onChange={() => change({ ...draft, recipe: one.name, hyperparameters: {} })}
                 />
                 <span>
                   <b>{one.title}</b>
@@ -96,21 +108,25 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
               </label>
             ))}
           </fieldset>
-          <fieldset>
-            <legend>Hyperparameters</legend>
-            <div className="fields">
-              {Object.entries(recipe.hyperparameters.properties ?? {}).map(([name, schema]) => (
-                <HyperparameterField
-                  key={`${recipe.name} ${name}`}
-                  name={name}
-                  schema={schema}
-                  text={draft.hyperparameters[name] ?? ''}
-                  error={errorOf(name)}
-                  onText={(text) => change({ ...draft, hyperparameters: { ...draft.hyperparameters, [name]: text } })}
-                />
-              ))}
-            </div>
-          </fieldset>
+          {recipe ? (
+            <fieldset>
+              <legend>Hyperparameters</legend>
+              <div className="fields">
+                {Object.entries(recipe.hyperparameters.properties ?? {}).map(([name, schema]) => (
+                  <HyperparameterField
+                    key={`${recipe.name} ${name}`}
+                    name={name}
+                    schema={schema}
+                    text={draft.hyperparameters[name] ?? ''}
+                    error={errorOf(name)}
+                    onText={(text) => change({ ...draft, hyperparameters: { ...draft.hyperparameters, [name]: text } })}
+                  />
+                ))}
+              </div>
+            </fieldset>
+          ) : (
+            <ScriptFields script={draft.script} onScript={changeScript} errorOf={errorOf} />
+          )}
           <fieldset>
             <legend>Job</legend>
             <div className="fields">
@@ -120,7 +136,7 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
                   name={name}
                   text={draft.options[name]}
                   error={errorOf(name)}
-                  epochs={recipe.default_epochs}
+                  epochs={usualEpochs(recipe)}
                   onText={(text) => change({ ...draft, options: { ...draft.options, [name]: text } })}
                 />
               ))}
@@ -130,7 +146,7 @@ function SubmitForm({ recipes, first, like }: { recipes: readonly Recipe[]; firs
         <div className="submit-side">
           <PlanPanel plan={planned.data} problem={problem} draft={draft} recipe={recipe} />
           {refusal && <Trouble error={refusal} />}
-          <button className="primary wide" disabled={sending || !mayWrite}>
+          <button className="primary wide" disabled={sending || !mayWrite || !isReady}>
             {sending ? 'Submitting …' : 'Submit job'}
           </button>
           {!mayWrite && <p className="soft">This token may not submit: it lacks the scope jobs:write.</p>}

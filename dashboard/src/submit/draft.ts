@@ -1,12 +1,27 @@
 /** What is typed into the form, what it means as a submission, and the same as command and as Python. Pure. */
 
 import type { Recipe, Schema, Spec } from '../rest/types.ts';
+import { pairs, quoted, words } from './shell.ts';
 
 /** Everything as typed; empty: the default. */
 export interface Draft {
-  readonly recipe: string;
+  /** null: a script of one's own. */
+  readonly recipe: string | null;
   readonly hyperparameters: Readonly<Record<string, string>>;
   readonly options: Readonly<Record<OptionName, string>>;
+  readonly script: Script;
+}
+
+export interface Script {
+  /** `sha256:…`, as the gateway has named it; empty: nothing was uploaded yet. */
+  readonly bundle: string;
+  readonly entrypoint: string;
+  /** As a shell takes them. */
+  readonly args: string;
+  /** NAME=VALUE, one a line. */
+  readonly env: string;
+  /** The same: what `run.params` holds. */
+  readonly params: string;
 }
 
 export type OptionName =
@@ -30,7 +45,7 @@ interface Option {
 }
 
 export const OPTIONS: Readonly<Record<OptionName, Option>> = {
-  name: { label: 'Name', flag: '--name', kind: 'text', fallback: "the recipe's" },
+  name: { label: 'Name', flag: '--name', kind: 'text', fallback: 'as the recipe or script' },
   total_epochs: { label: 'Epochs', flag: '--epochs', kind: 'integer', fallback: "the recipe's" },
   seed: { label: 'Seed', flag: '--seed', kind: 'integer', fallback: '0' },
   gpus: { label: 'GPUs on each host', flag: '--gpus', kind: 'integer', fallback: '0' },
@@ -50,21 +65,27 @@ export const OPTIONS: Readonly<Record<OptionName, Option>> = {
 
 export const OPTION_NAMES = Object.keys(OPTIONS) as OptionName[];
 const NO_OPTIONS = Object.fromEntries(OPTION_NAMES.map((name) => [name, ''])) as Record<OptionName, string>;
+const NO_SCRIPT: Script = { bundle: '', entrypoint: 'train.py', args: '', env: '', params: '' };
+const SCRIPTS_EPOCHS = 1;
 
-export function emptyDraft(recipe: string): Draft {
-  return { recipe, hyperparameters: {}, options: NO_OPTIONS };
+export function emptyDraft(recipe: string | null): Draft {
+  return { recipe, hyperparameters: {}, options: NO_OPTIONS, script: NO_SCRIPT };
+}
+
+export function usualEpochs(recipe: Recipe | null): number {
+  return recipe?.default_epochs ?? SCRIPTS_EPOCHS;
 }
 
 /** The draft that submits the same as `spec` did. */
-export function draftLike(spec: Spec, recipe: Recipe): Draft {
-  const properties = recipe.hyperparameters.properties ?? {};
+export function draftLike(spec: Spec, recipe: Recipe | null): Draft {
+  const properties = recipe?.hyperparameters.properties ?? {};
   const hyperparameters = Object.entries(spec.hyperparameters).filter(
     ([name, value]) => value !== null && value !== properties[name]?.default,
   );
   const { resources } = spec;
   const given: Partial<Record<OptionName, unknown>> = {
     name: spec.name,
-    total_epochs: spec.total_epochs === recipe.default_epochs ? null : spec.total_epochs,
+    total_epochs: spec.total_epochs === usualEpochs(recipe) ? null : spec.total_epochs,
     seed: spec.seed || null,
     gpus: resources.gpus || null,
     gpu_memory_gib: resources.gpu_memory_gib,
@@ -78,10 +99,25 @@ export function draftLike(spec: Spec, recipe: Recipe): Draft {
     OptionName,
     string
   >;
+  if (!recipe) return { ...emptyDraft(null), options, script: scriptLike(spec) };
   return {
-    recipe: recipe.name,
+    ...emptyDraft(recipe.name),
     hyperparameters: Object.fromEntries(hyperparameters.map(([name, value]) => [name, String(value)])),
     options,
+  };
+}
+
+function scriptLike(spec: Spec): Script {
+  const lines = (named: Readonly<Record<string, unknown>>) =>
+    Object.entries(named).map(([name, value]) => `${name}=${parameter(value)}`);
+  return {
+    bundle: spec.bundle ?? '',
+    entrypoint: spec.entrypoint ?? NO_SCRIPT.entrypoint,
+    args: spec.args.map(quoted).join(' '),
+    env: Object.entries(spec.env)
+      .map(([name, value]) => `${name}=${value}`)
+      .join('\n'),
+    params: lines(spec.hyperparameters).join('\n'),
   };
 }
 
@@ -99,53 +135,99 @@ function valueOf(text: string, schema: Schema): unknown {
   return text;
 }
 
-function given(
-  draft: Draft,
-  recipe: Recipe,
-): { hyperparameters: Record<string, unknown>; options: Partial<Record<OptionName, unknown>> } {
-  const properties = recipe.hyperparameters.properties ?? {};
-  const hyperparameters: Record<string, unknown> = {};
-  for (const [name, schema] of Object.entries(properties)) {
-    const text = draft.hyperparameters[name] ?? '';
-    if (text !== '') hyperparameters[name] = valueOf(text, schema);
+/** What is not the default. */
+interface Given {
+  readonly hyperparameters: Readonly<Record<string, unknown>>;
+  readonly options: Readonly<Partial<Record<OptionName, unknown>>>;
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+}
+
+function given({ recipe: name, hyperparameters, options, script }: Draft, recipe: Recipe | null): Given {
+  const isScript = name === null;
+  return {
+    hyperparameters: isScript ? params(script) : valuesOf(hyperparameters, recipe),
+    options: valuesOfOptions(options),
+    args: isScript ? words(script.args) : [],
+    env: isScript ? pairs(script.env) : {},
+  };
+}
+
+function valuesOf(texts: Draft['hyperparameters'], recipe: Recipe | null): Record<string, unknown> {
+  const values: Record<string, unknown> = {};
+  for (const [name, schema] of Object.entries(recipe?.hyperparameters.properties ?? {})) {
+    const text = texts[name] ?? '';
+    if (text !== '') values[name] = valueOf(text, schema);
   }
-  const options: Partial<Record<OptionName, unknown>> = {};
+  return values;
+}
+
+/** As the command line's `-p` takes them: JSON where it is some, else text. */
+function params(script: Script): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(pairs(script.params)).map(([name, text]) => {
+      try {
+        return [name, JSON.parse(text) as unknown];
+      } catch {
+        return [name, text];
+      }
+    }),
+  );
+}
+
+function valuesOfOptions(texts: Draft['options']): Partial<Record<OptionName, unknown>> {
+  const values: Partial<Record<OptionName, unknown>> = {};
   for (const name of OPTION_NAMES) {
-    const text = draft.options[name].trim();
+    const text = texts[name].trim();
     const { kind } = OPTIONS[name];
     if (text === '') continue;
-    if (kind === 'words') options[name] = text.split(/[\s,]+/);
+    if (kind === 'words') values[name] = text.split(/[\s,]+/);
     else if (kind === 'integer' || kind === 'number')
-      options[name] = Number.isFinite(Number(text)) ? Number(text) : text;
-    else options[name] = text;
+      values[name] = Number.isFinite(Number(text)) ? Number(text) : text;
+    else values[name] = text;
   }
-  return { hyperparameters, options };
+  return values;
+}
+
+function isFilled(named: object): boolean {
+  return Object.keys(named).length > 0;
 }
 
 /** The body of `POST /training-jobs`. */
-export function submission(draft: Draft, recipe: Recipe): Record<string, unknown> {
-  const { hyperparameters, options } = given(draft, recipe);
+export function submission(draft: Draft, recipe: Recipe | null): Record<string, unknown> {
+  const { hyperparameters, options, args, env } = given(draft, recipe);
   const { gpus, gpu_memory_gib, nodes, ...rest } = options;
   const resources = Object.fromEntries(
     Object.entries({ gpus, gpu_memory_gib, nodes }).filter(([, value]) => value !== undefined),
   );
+  const { bundle, entrypoint } = draft.script;
   return {
-    recipe: recipe.name,
-    ...(Object.keys(hyperparameters).length > 0 ? { hyperparameters } : {}),
-    ...(Object.keys(resources).length > 0 ? { resources } : {}),
+    ...(draft.recipe === null ? { bundle, entrypoint } : { recipe: draft.recipe }),
+    ...(args.length > 0 ? { args } : {}),
+    ...(isFilled(env) ? { env } : {}),
+    ...(isFilled(hyperparameters) ? { hyperparameters } : {}),
+    ...(isFilled(resources) ? { resources } : {}),
     ...rest,
   };
 }
 
-export function asCommand(draft: Draft, recipe: Recipe): string {
-  const { hyperparameters, options } = given(draft, recipe);
-  const words = ['epochcast', 'submit', '--recipe', recipe.name];
-  for (const [name, value] of Object.entries(hyperparameters)) words.push('-p', `${name}=${parameter(value)}`);
+/** Of a script: to be called where its folder is. */
+export function asCommand(draft: Draft, recipe: Recipe | null): string {
+  const { hyperparameters, options, args, env } = given(draft, recipe);
+  const { entrypoint } = draft.script;
+  const command = ['epochcast', 'submit', ...(draft.recipe === null ? [] : ['--recipe', draft.recipe])];
+  for (const [name, value] of Object.entries(hyperparameters)) command.push('-p', `${name}=${parameter(value)}`);
+  for (const [name, value] of Object.entries(env)) command.push('--env', `${name}=${value}`);
   for (const [name, value] of Object.entries(options)) {
     const { flag } = OPTIONS[name as OptionName];
-    for (const one of Array.isArray(value) ? value : [value]) words.push(flag, String(one));
+    for (const one of Array.isArray(value) ? value : [value]) command.push(flag, String(one));
   }
-  return words.map(quoted).join(' ');
+  if (draft.recipe === null) {
+    // A script in a subfolder goes with the whole folder, as it was uploaded.
+    if (entrypoint.includes('/')) command.push('--folder', '.');
+    command.push(entrypoint, ...(args.length > 0 ? ['--', ...args] : []));
+  }
+  return command.map(quoted).join(' ');
 }
 
 /** The command line reads JSON where it is some: text that looks like it needs its quotes. */
@@ -159,16 +241,19 @@ function parameter(value: unknown): string {
   }
 }
 
-function quoted(word: string): string {
-  return /^[\w./:=,@%+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
-}
-
-export function asPython(draft: Draft, recipe: Recipe): string {
-  const { hyperparameters, options } = given(draft, recipe);
-  const lines = [`    recipe=${literal(recipe.name)},`];
-  if (Object.keys(hyperparameters).length > 0) lines.push(`    hyperparameters=${literal(hyperparameters)},`);
+/** Of a script: to be run where its folder is. */
+export function asPython(draft: Draft, recipe: Recipe | null): string {
+  const { hyperparameters, options, args, env } = given(draft, recipe);
+  const { entrypoint } = draft.script;
+  const isNested = draft.recipe === null && entrypoint.includes('/');
+  const script = isNested ? `choose(${literal(entrypoint)}, ".")` : literal(entrypoint);
+  const lines = [draft.recipe === null ? `    ${script},` : `    recipe=${literal(draft.recipe)},`];
+  if (args.length > 0) lines.push(`    args=${literal(args)},`);
+  if (isFilled(env)) lines.push(`    env=${literal(env)},`);
+  if (isFilled(hyperparameters)) lines.push(`    hyperparameters=${literal(hyperparameters)},`);
   for (const [name, value] of Object.entries(options)) lines.push(`    ${name}=${literal(value)},`);
-  return ['import epochcast', '', 'job = epochcast.Client().submit(', ...lines, ')', ''].join('\n');
+  const imports = ['import epochcast', ...(isNested ? ['from epochcast.packing import choose'] : [])];
+  return [...imports, '', 'job = epochcast.Client().submit(', ...lines, ')', ''].join('\n');
 }
 
 function literal(value: unknown): string {

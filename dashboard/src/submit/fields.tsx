@@ -1,6 +1,6 @@
 /** One line of the form: a label, what it takes, what it means, what is wrong with it. */
 
-import { type ReactNode, useId } from 'react';
+import { type ChangeEvent, type ReactNode, useId } from 'react';
 import type { Schema } from '../rest/types.ts';
 import { shown } from '../ui/format.ts';
 import { kindOf, type OptionName, OPTIONS } from './draft.ts';
@@ -46,16 +46,24 @@ export function OptionField({ name, epochs, ...field }: FieldProps & { name: Opt
 
 interface AnyFieldProps extends FieldProps {
   readonly label: string;
-  readonly help: string | undefined;
+  readonly help?: string | undefined;
   readonly fallback: string;
-  readonly choices: readonly string[] | null;
-  readonly isNumber: boolean;
+  readonly choices?: readonly string[] | null;
+  readonly isNumber?: boolean;
+  /** Several lines. */
+  readonly isLong?: boolean;
 }
 
-function Field({ label, help, fallback, choices, isNumber, text, error, onText }: AnyFieldProps) {
+export function Field(props: AnyFieldProps) {
+  const { label, help, fallback, choices = null, isNumber = false, isLong = false, text, error, onText } = props;
   const id = useId();
   const described = [help ? `${id}-help` : '', error ? `${id}-error` : ''].filter(Boolean).join(' ') || undefined;
   const common = { id, 'aria-describedby': described, 'aria-invalid': error ? true : undefined, value: text };
+  const typed = {
+    placeholder: fallback,
+    spellCheck: false,
+    onChange: (event: ChangeEvent<HTMLInputElement | HTMLTextAreaElement>) => onText(event.target.value),
+  };
   let control: ReactNode;
   if (choices) {
     control = (
@@ -70,18 +78,10 @@ function Field({ label, help, fallback, choices, isNumber, text, error, onText }
           ))}
       </select>
     );
+  } else if (isLong) {
+    control = <textarea {...common} {...typed} rows={3} />;
   } else {
-    control = (
-      <input
-        {...common}
-        type="text"
-        inputMode={isNumber ? 'decimal' : 'text'}
-        placeholder={fallback}
-        autoComplete="off"
-        spellCheck={false}
-        onChange={(event) => onText(event.target.value)}
-      />
-    );
+    control = <input {...common} {...typed} type="text" inputMode={isNumber ? 'decimal' : 'text'} autoComplete="off" />;
   }
   return (
     <div className={text === '' ? 'field' : 'field changed'}>

@@ -2,7 +2,8 @@
 
 import { type RefObject, useEffect, useState } from 'react';
 
-const BEYOND = 12;
+/** Painted beyond each edge, so that scrolling shows no gap; of a live list they cost as much as those in sight. */
+const BEYOND_PX = 264;
 
 export interface Window {
   readonly first: number;
@@ -24,8 +25,8 @@ export function useWindowed(
     const look = () => {
       const top = container?.current ? container.current.scrollTop : -(list.current?.getBoundingClientRect().top ?? 0);
       const height = container?.current?.clientHeight ?? innerHeight;
-      const first = Math.max(0, Math.floor(top / rowPx) - BEYOND);
-      const end = Math.max(first, Math.ceil((top + height) / rowPx)) + BEYOND;
+      const first = Math.max(0, Math.floor((top - BEYOND_PX) / rowPx));
+      const end = Math.max(first, Math.ceil((top + height + BEYOND_PX) / rowPx));
       setRange((before) => (before.first === first && before.end === end ? before : { first, end }));
     };
     look();

@@ -1,5 +1,6 @@
 """Submitting, finding, stopping and restarting jobs, on both databases."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,9 +12,11 @@ import redis
 from epochcast.jobs import TrainingJob
 from shared.database import Database
 from shared.fleet import Fleet
+from shared.placement import place
+from shared.store import Store
 from tests.api.rest.served import DIGITS, Served, problem, submit
 from tests.api.training import Training
-from tests.shared.records import add_host, claim_placed, host_state
+from tests.shared.records import add_host, claim_placed, host_state, spec
 from tests.waiting import wait_until
 
 JOBS = "/api/v1/training-jobs"
@@ -263,6 +266,25 @@ def test_hosts_are_shown_drained_and_resumed(served: Served, database: Database)
     assert admin.post("/api/v1/hosts/gpu-1/drain").json()["status"] == "draining"
     assert Fleet(database).hosts()[0]["status"] == "draining"
     assert admin.post("/api/v1/hosts/gpu-1/resume").json()["status"] == "ready"
+
+
+def test_the_fleet_comes_in_pages_and_by_the_job_that_is_there(served: Served, database: Database) -> None:
+    served.app.state.gateway.dispatcher.stop()
+    for number in range(3):
+        add_host(database, host_state(f"gpu-{number}", gpus=1))
+    job_id = Store(database).create(spec(gpus=1), "alice")[0].job_id
+    [placed] = place(database)
+    client = served.client()
+    first = client.get("/api/v1/hosts?limit=2").json()
+    assert ([host["name"] for host in first["items"]], first["next_cursor"]) == (["gpu-0", "gpu-1"], "gpu-1")
+    last = client.get(f"/api/v1/hosts?limit=2&cursor={first['next_cursor']}").json()
+    assert ([host["name"] for host in last["items"]], last["next_cursor"]) == (["gpu-2"], None)
+    [holding] = client.get(f"/api/v1/hosts?job_id={job_id}").json()["items"]
+    assert (holding["name"], holding["jobs"]) == (placed.host, [job_id])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", holding["heartbeat_at"])
+    assert client.get("/api/v1/hosts?job_id=99").json() == {"items": [], "next_cursor": None}
+    for wrong in ("limit=0", "limit=1001", "cursor=%00", "job_id=0", "job_id=1_0", f"job_id={2**63}"):
+        problem(client.get(f"/api/v1/hosts?{wrong}"), 422, "invalid")
 
 
 def test_a_host_that_never_registered_is_not_drained(served_on_both: Served) -> None:
