@@ -1,7 +1,7 @@
 """What one report costs the training loop: `run.report()` against what people call there instead.
 
 Each call is timed alone, in rounds that take turns. Behind `run.report()` stands a process that reads its packets, as a
-supervisor does, and counts them: every report must have arrived.
+supervisor does, and counts them: every report must have arrived. Beside it, what a script waits for `import epochcast`.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from benchmarks.harness.result import Result, Table, goal, median, percentile
 from shared.embedded import RedisServer
 
 GOAL_US = 15
+IMPORT_GOAL_MS = 50
 Call = Callable[[int], object]
 
 # A process of its own, as the supervisor is: a thread would share the loop's interpreter lock.
@@ -33,6 +34,21 @@ while connection.recv(65536):
     count += 1
 print(count)
 """
+
+
+# In a Python that has loaded nothing; `epochcast.init` brings what a script uses.
+IMPORT = """
+import time
+began = time.perf_counter()
+{line}
+print((time.perf_counter() - began) * 1000)
+"""
+IMPORTS = {
+    "epochcast": "import epochcast; epochcast.init",
+    "torch": "import torch",
+    "tensorboard": "from torch.utils.tensorboard import SummaryWriter",
+    "mlflow": "import mlflow",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +161,32 @@ def _timed(call: Call, count: int) -> list[float]:
     return times
 
 
-def result_of(ways: tuple[Way, ...], found: dict[str, list[float]]) -> Result:
+def measure_imports(names: list[str], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each, in turns; the first round brings the files into memory."""
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for name in names:
+            program = IMPORT.format(line=IMPORTS[name])
+            said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+            if round_:
+                found[name].append(float(said))
+    return found
+
+
+def imports_table(imports: dict[str, list[float]]) -> Table:
+    rows = [
+        (
+            f"`{IMPORTS[name]}`",
+            f"{median(times):,.0f}",
+            f"{min(times):,.0f}",
+            goal(IMPORT_GOAL_MS, median(times), " ms") if name == "epochcast" else "",
+        )
+        for name, times in imports.items()
+    ]
+    return Table(("in a new Python", "median ms", "lowest ms", "goal"), rows)
+
+
+def result_of(ways: tuple[Way, ...], found: dict[str, list[float]], imports: dict[str, list[float]]) -> Result:
     medians = {name: median(times) for name, times in found.items()}
     p99 = {name: percentile(times, 99) for name, times in found.items()}
     rows = [
@@ -164,8 +205,13 @@ def result_of(ways: tuple[Way, ...], found: dict[str, list[float]]) -> Result:
         "report",
         "One report in the training loop",
         "How long the call holds up the loop.",
-        [Table(("call", "median µs", "p99 µs", "over `run.report()`", "calls", "goal"), rows)],
-        figures | {f"{name}_p99_us": round(value, 1) for name, value in p99.items()},
+        [
+            Table(("call", "median µs", "p99 µs", "over `run.report()`", "calls", "goal"), rows),
+            imports_table(imports),
+        ],
+        figures
+        | {f"{name}_p99_us": round(value, 1) for name, value in p99.items()}
+        | {f"import_{name}_ms": round(median(times), 1) for name, times in imports.items()},
         [
             "`run.report()` returns when the kernel has the packet, so a crash right after it loses nothing; the "
             "process behind it counted every one. `add_scalar` returns when the scalar is in a queue of this process.",
@@ -183,7 +229,9 @@ def main() -> None:
     if "report" not in options.only:
         parser.error("the others are compared with `report`: it can't be left out")
     ways = tuple(way for way in WAYS if way.name in options.only)
-    result_of(ways, measure(ways, options.rounds, options.calls)).show()
+    packages = ("epochcast", "torch", *(way.name.partition("-")[0] for way in ways))
+    imports = measure_imports([name for name in IMPORTS if name in packages], options.rounds)
+    result_of(ways, measure(ways, options.rounds, options.calls), imports).show()
 
 
 if __name__ == "__main__":

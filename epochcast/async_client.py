@@ -71,7 +71,7 @@ class AsyncClient:
         return AsyncJob.of(self, content)
 
     async def upload(self, package: Package) -> str:
-        """Sends the files, once: the server knows what it has. Returns the bundle's name, `sha256:…`."""
+        """Sends the files, of which the server keeps the same ones once. Returns the bundle's name, `sha256:…`."""
         with tempfile.TemporaryFile() as file:
             await asyncio.to_thread(packing.write, package, file)
             if file.tell() > packing.MAX_ARCHIVE_BYTES:

@@ -1,12 +1,13 @@
 """What a run is told at its start: the file that `EPOCHCAST_JOB` names or, outside a job, a local stand-in for it."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from epochcast import environment
 
 LOCAL_CHECKPOINTS_KEPT = 2
 _WHOLE_EPOCH = re.compile(r"ckpt-(\d+)(?:\.\d+)?(?:\.pt)?")
@@ -51,9 +52,10 @@ class JobFile:
 
 def from_environment() -> JobFile | None:
     """The job this process was started for, or None outside a job."""
-    if "EPOCHCAST_SOCKET" not in os.environ:
+    file = environment.told(environment.JOB)
+    if file is None or environment.told(environment.SOCKET) is None:
         return None
-    job = json.loads(Path(os.environ["EPOCHCAST_JOB"]).read_text())
+    job = json.loads(Path(file).read_text())
     return JobFile(
         params=job["params"],
         total_epochs=job["total_epochs"],

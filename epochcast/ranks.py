@@ -1,11 +1,12 @@
 """What the ranks of a run tell each other: a few small values in the store that torch.distributed has anyway."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+from epochcast import environment
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Gathering:
         """The values by rank, in rank 0; elsewhere and alone only the own one. `name`: what all ranks call it."""
         several = ranks(self._purpose)
         if several is None:
-            return {int(os.environ.get("RANK", "0")): value}
+            return {environment.rank(): value}
         self._calls = {name: self._calls.get(name, 0) + 1}
         keys = [f"{name}/{self._calls[name]}/{rank}" for rank in range(several.world)]
         if several.rank != 0:

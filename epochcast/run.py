@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from epochcast import randomness
+from epochcast import environment, randomness
 from epochcast.job_file import JobFile
 from epochcast.parts import is_sharded
 from epochcast.ranks import Gathering
@@ -38,7 +38,7 @@ class Run:
         self.params = job.params
         self.total_epochs = job.total_epochs
         self.seed = job.seed
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = environment.rank()
         self.pid = os.getpid()
         self.is_closed = False
         self.epoch = 0
@@ -171,7 +171,7 @@ class Run:
         """For a `DataLoader` over `size` samples: this rank's part of them, in the order of the epoch under way."""
         from epochcast.sampling import EpochSampler
 
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = environment.world_size()
         return EpochSampler(
             size,
             lambda: self.epoch,
@@ -329,7 +329,7 @@ class Run:
         name, files = sharded.write(self._job.out_dir, objects, checkpoint, self._sharded_names)
         self._sharded_names.add(name)
         told = [{"file": one.file.name, "bytes": one.size_bytes, "sha256": one.sha256} for one in files]
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = environment.world_size()
         self._send("shard", world=world, checkpoint=name, epoch=self.epoch, step=self.step, files=told)
         if self.rank == 0:
             self._job.prune()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from epochcast import job_file, log_records
+from epochcast import environment, job_file, log_records
 from epochcast.log_records import LogHandler
 from epochcast.reporting import AttemptSocket, Disconnected, Terminal
 from epochcast.run import Run
@@ -33,7 +33,7 @@ def init(
     if run is None:  # also in a forked rank, which speaks for itself over its own connection
         job = job_file.from_environment()
         if job is not None:
-            run = Run(job.with_defaults(params or {}), AttemptSocket(os.environ["EPOCHCAST_SOCKET"]))
+            run = Run(job.with_defaults(params or {}), AttemptSocket(environment.socket()))
             log_records.install()
         else:
             run = Run(job_file.local(params or {}, total_epochs, seed, Path(out_dir)), Terminal(total_epochs))

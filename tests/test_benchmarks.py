@@ -50,7 +50,7 @@ pytestmark = pytest.mark.timeout(600)
 def test_report_times_each_way_and_counts_what_arrived() -> None:
     result = run("report", "--rounds=1", "--calls=20", "--only", "report", "xadd", "tensorboard")
     figures = result["figures"]
-    assert {"report_us", "report_p99_us", "xadd_us", "tensorboard_us"} <= figures.keys()
+    assert {"report_us", "report_p99_us", "xadd_us", "tensorboard_us", "import_epochcast_ms"} <= figures.keys()
     assert all(value > 0 for value in figures.values())
 
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import site
 import subprocess
@@ -23,6 +24,7 @@ REQUIREMENTS = "requirements.txt"
 LAST_LINES = 20
 # uv looks at nothing outside the environment: without this it would install a torch of its own, of some GiB.
 _SHARED = ("torch", "torchvision", "torchaudio")
+_INCLUDED = re.compile(r"(?:-r|-c|--requirement|--constraint)[ =]*(.+)")
 
 
 class EnvironmentFailed(Exception):
@@ -74,8 +76,15 @@ def _needs_bundle(lines: Sequence[str]) -> bool:
 
 
 def _key(text: str, bundle_sha256: str) -> str:
-    parts = (text, platform.python_version(), sys.prefix, bundle_sha256)
+    parts = (text, platform.python_version(), sys.prefix, bundle_sha256, *_installed())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _installed() -> list[str]:
+    """The worker's own packages with their versions: an environment leaves out what it needs of them, and so is right
+    only as long as they are these."""
+    folders = [Path(folder) for folder in site.getsitepackages()]
+    return sorted(path.name for folder in folders for path in folder.glob("*.dist-info"))
 
 
 @contextmanager
@@ -120,23 +129,36 @@ def _shared_packages(bundle: Path) -> list[str]:
     """What of the worker's an environment by uv leaves out: those that the requirements allow as they are here."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    wanted: dict[str, Requirement] = {}
-    for line in (bundle / REQUIREMENTS).read_text(errors="replace").splitlines():
+    wanted: dict[str, list[Requirement]] = {}
+    for line in _all_lines(bundle / REQUIREMENTS, set()):
         try:
-            requirement = Requirement(line.partition(" #")[0].strip())
+            requirement = Requirement(line.partition(" --")[0])  # without its hashes
         except InvalidRequirement:
             continue
-        wanted[requirement.name.lower()] = requirement
+        wanted.setdefault(requirement.name.lower(), []).append(requirement)
     found = []
     for name in _SHARED:
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        requirement_or_none = wanted.get(name)
-        if requirement_or_none is None or requirement_or_none.specifier.contains(installed, prereleases=True):
+        if all(one.specifier.contains(installed, prereleases=True) for one in wanted.get(name, [])):
             found.append(name)
     return found
+
+
+def _all_lines(file: Path, seen: set[Path]) -> Iterator[str]:
+    """Those of a file of requirements and of the files that it names, each whole and without its comment; a file that
+    isn't there is the tool's to name."""
+    if file in seen or not file.is_file():
+        return
+    seen.add(file)
+    for line in file.read_text(errors="replace").replace("\\\n", " ").splitlines():
+        said = line.partition(" #")[0].strip()
+        if included := _INCLUDED.fullmatch(said):
+            yield from _all_lines(file.parent / included[1], seen)
+        else:
+            yield said
 
 
 def _run(command: Sequence[str], folder: Path) -> None:

@@ -15,7 +15,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from epochcast import integrations, job_file, training
+from epochcast import environment, integrations, job_file, training
 from epochcast.integrations.link import has_spoken
 from epochcast.job_file import JobFile
 from epochcast.jobs import JobError
@@ -43,12 +43,13 @@ def main() -> int:
     name_process("ec-trainer")
     own = os.getpid()
     os.environ.update(job.env)
+    environment.keep()
     faulthandler.enable()  # a crash in native code leaves a stack in the log
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a printed line is a log line at once
     script = job.script or script_of(str(job.recipe))
     try:
-        stacks.answer(Path(os.environ["EPOCHCAST_SOCKET"]).parent)
+        stacks.answer(Path(environment.socket()).parent)
         enter_environment(job)
     except (EnvironmentFailed, OSError) as error:
         _report_environment(error)
@@ -181,8 +182,10 @@ def _print(error: BaseException, script: Path) -> None:
     own = error.__traceback__
     while own is not None and own.tb_frame.f_code.co_filename != str(script):
         own = own.tb_next
+    if own is None and not isinstance(error, SyntaxError):  # the script's own mistake has no frame yet
+        own = error.__traceback__
     try:
-        traceback.print_exception(type(error), error, own or error.__traceback__)
+        traceback.print_exception(type(error), error, own)
     except Exception as fault:  # a script's own exception class, or a stderr that it closed
         _complain(f"the traceback can't be printed: {type(fault).__name__}")
 
@@ -199,7 +202,7 @@ def _typed(error: BaseException, job: JobFile, script: Path, folder: Path) -> Jo
 def _rank() -> int:
     """As the launcher set it, unless the script has put something else there."""
     try:
-        return max(0, int(os.environ.get("RANK", "0")))
+        return max(0, environment.rank())
     except ValueError:
         return 0
 
@@ -246,19 +249,22 @@ def _complain(message: str) -> None:
 
 
 def _send(failed: JobError) -> None:
-    """Over the run's own connection, so that it arrives after the reports before it."""
     _say({"type": "failure", "rank": failed.rank, "error": failed.model_dump(mode="json", exclude={"host"})})
 
 
 def _say(packet: dict[str, Any]) -> None:
+    """Over the script's own connection, so that it arrives after the reports before it; over a new one where there is
+    none or the script has closed it."""
+    run = training.current_run()
     try:
-        run = training.current_run()
         if run is not None:
-            run.pass_on(packet)
-        elif (link := has_spoken()) is not None:
-            link.pass_on(packet)
-        else:
-            AttemptSocket(os.environ["EPOCHCAST_SOCKET"]).send(packet)
+            return run.pass_on(packet)
+        if (link := has_spoken()) is not None:
+            return link.pass_on(packet)
+    except Disconnected:
+        pass
+    try:
+        AttemptSocket(environment.socket()).send(packet)
     except Disconnected as gone:
         print(gone, file=sys.stderr)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from epochcast import job_file, training
+from epochcast import environment, job_file, training
 from epochcast.reporting import AttemptSocket, Disconnected, Outlet, Terminal, finite
 
 _current: "Link | None" = None
@@ -83,17 +83,17 @@ class Link:
         self._send({"type": "epoch", "epoch": epoch, "total_epochs": total_epochs})
 
     def pass_on(self, packet: dict[str, Any]) -> None:
-        """For the trainer: after all reports, over the same connection."""
-        self._send(packet)
+        """For the trainer: after all reports, over the same connection. Raises Disconnected."""
+        packet = {**packet, "rank": environment.rank()}
+        run = training.current_run()
+        if run is not None:
+            run.pass_on(packet)
+        else:
+            self._own_outlet().send(packet)
 
     def _send(self, packet: dict[str, Any]) -> None:
-        packet = {**packet, "rank": int(os.environ.get("RANK", "0"))}
         try:
-            run = training.current_run()
-            if run is not None:
-                run.pass_on(packet)
-            else:
-                self._own_outlet().send(packet)
+            self.pass_on(packet)
         except (Disconnected, ValueError) as error:  # the supervisor's end ends this process soon; a training goes on
             if not self._has_complained:
                 print(f"epochcast: {error}", file=sys.stderr)
@@ -103,7 +103,7 @@ class Link:
         if not self._in_job:
             return Terminal(self.total_epochs)
         if self._outlet is None:
-            self._outlet = AttemptSocket(os.environ["EPOCHCAST_SOCKET"])
+            self._outlet = AttemptSocket(environment.socket())
         return self._outlet
 
 

@@ -104,3 +104,55 @@ def test_stopped_and_resumed_ddp_training_ends_with_the_same_weights(world: int,
 
     resumed = train(tmp_path / "resumed", world, fast, stopped.checkpoints())
     assert (resumed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
+# As scripts for torchrun often are: what speaks and writes stands behind `if rank == 0`.
+RANK_0_ALONE = """
+import torch
+import torch.distributed as dist
+import epochcast
+from epochcast.ranks import Gathering
+
+Gathering.WAIT_S = 0.5  # for the others' random states, once
+dist.init_process_group("gloo")
+run = epochcast.init()
+done = {"steps": 0}
+run.state(done=done)
+run.resume()
+for epoch in run.epochs():
+    for _ in run.batches(range(3)):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        done["steps"] += int(total)
+        if run.rank == 0:
+            run.checkpoint()
+    if run.rank == 0:
+        run.report(epoch=epoch, steps=done["steps"])
+        run.checkpoint()
+if run.rank == 0:
+    run.save_model(torch.nn.Linear(1, 1))
+dist.destroy_process_group()
+"""
+
+
+def test_rank_0_alone_may_report_and_checkpoint_also_inside_an_epoch(tmp_path: Path) -> None:
+    def attempt_of(folder: Path, checkpoints: list[dict[str, Any]]) -> Attempt:
+        with listening(folder, total_epochs=2, checkpoints=checkpoints) as attempt:
+            (folder / "train.py").write_text(RANK_0_ALONE)
+            with started(attempt, 2, "train.py") as ranks:
+                ended = [rank.ended() for rank in ranks]
+            assert [code for code, _ in ended] == [0, 0], ended
+            attempt.settle()
+            return attempt
+
+    whole = attempt_of(tmp_path / "whole", [])
+    places = [(said["rank"], said["epoch"], said["step"]) for said in whole.said("checkpoint")]
+    assert places == [(0, epoch, step) for epoch in (1, 2) for step in (1, 2, 3, None)]
+    assert [report["metrics"]["steps"] for report in whole.said("report")] == [6, 12]
+    assert {said["rank"] for said in whole.packets} == {0}
+    [warning] = [said["message"] for said in whole.said("log")]
+    assert warning.startswith("Only rank 0 called checkpoint() inside an epoch")
+    assert whole.said("model")
+
+    resumed = attempt_of(tmp_path / "resumed", whole.checkpoints()[2:])  # from the second step of epoch 2
+    assert [report["metrics"]["steps"] for report in resumed.said("report")] == [12]

@@ -78,7 +78,9 @@ def test_users_mistake_is_shown_by_their_own_lines_only(checkout: Path, tmp_path
 
 
 def test_syntax_error_names_file_and_line(checkout: Path, tmp_path: Path) -> None:
-    code, _, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
+    code, output, attempt = train(checkout, tmp_path, "x = 1\ndef broken(:\n")
+    assert "def broken(:" in output
+    assert "worker/trainer.py" not in output, "the log shows it as Python does"
     error = error_of(attempt)
     assert (code, error["type"]) == (1, "user_error")
     assert error["detail"].splitlines()[1:3] == ["    def broken(:", "               ^"]
@@ -193,6 +195,34 @@ raise Odd
     code, _, attempt = train(checkout, tmp_path, script)
     assert code != 0
     assert error_of(attempt)["message"] == "Odd: (its message can't be read: __str__ raised RuntimeError)"
+
+
+EMPTY = "import os\nos.environ.clear()\n"
+INIT = "import epochcast\nrun = epochcast.init()\n"
+LINK = "from epochcast.integrations.link import link\nlink().report(1, {'loss': 1.0})\n"
+CLOSED = "import os\nos.closerange(3, 256)\n"
+RAISE = "raise ValueError('mine')"
+
+
+@pytest.mark.parametrize("before", [EMPTY, EMPTY + INIT, INIT + EMPTY, INIT + CLOSED, LINK + CLOSED])
+def test_a_script_that_empties_its_environment_or_closes_its_socket_is_heard(
+    checkout: Path, tmp_path: Path, before: str
+) -> None:
+    code, output, attempt = train(checkout, tmp_path, before + RAISE)
+    assert code == 1, output
+    assert error_of(attempt)["message"] == "ValueError: mine"
+
+
+def test_a_script_that_empties_its_environment_stays_the_jobs_and_its_ranks(checkout: Path, tmp_path: Path) -> None:
+    script = EMPTY + INIT + "run.report(epoch=1, loss=run.params['lr'])\nprint(len(run.sampler(10)))"
+    (checkout / "worker/recipes/mine.py").write_text(script)
+    with listening(tmp_path / "attempt", recipe="mine", params={"lr": 0.5}) as attempt:
+        process = attempt.start("-m", "worker.trainer", checkout=checkout, RANK="1", WORLD_SIZE="2")
+        code, output = finished(process)
+        attempt.settle()
+    assert (code, output) == (0, "5\n")
+    [report] = attempt.said("report")
+    assert (report["rank"], report["metrics"]) == (1, {"loss": 0.5})
 
 
 SNAPSHOT = """

@@ -277,6 +277,24 @@ def test_a_process_with_a_second_thread_refuses_to_fork() -> None:
         thread.join()
 
 
+# What a GPU's driver and torch would show; no fork server on this machine can have touched one.
+TOUCHED_CUDA = {
+    "CUDA is initialised": "torch.cuda.is_initialized = lambda: True",
+    "a GPU's device is open": "os.readlink = lambda path: '/dev/nvidia0'",
+}
+
+
+@pytest.mark.parametrize("found", TOUCHED_CUDA)
+def test_a_process_that_has_touched_a_gpu_refuses_to_fork(found: str) -> None:
+    lines = ["import os, torch", "from worker.fork_server import check_fork_safe", TOUCHED_CUDA[found]]
+    code = "\n".join([*lines, "check_fork_safe()"])
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert f"NotForkSafe: {found}" in done.stderr
+
+
 def test_preloading_leaves_a_process_that_may_be_forked() -> None:
     code = "from worker import fork_server as f; f.preload(); f.check_fork_safe(); import torch; torch.ones(9).sum()"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OPENBLAS_NUM_THREADS": "1"}
