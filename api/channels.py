@@ -46,7 +46,7 @@ class Channel:
 
     @property
     def is_empty(self) -> bool:
-        return not self.subscribers and self.follower is None
+        return not self.subscribers and not self.level and self.follower is None
 
     def hear(self, data: bytes) -> bool:
         """Whether it began a burst, which `flush` sends."""
@@ -78,7 +78,7 @@ class Channel:
             frames = burst.frames()
             if level:
                 level.write(frames)
-            if len(level) < len(self.subscribers):
+            if len(level) - level.resting < len(self.subscribers):
                 self._offer(burst, frames)
             if self.follower is not None:
                 self.follower.hear(self.expected.last)
@@ -92,8 +92,22 @@ class Channel:
             if not subscriber.is_level:
                 subscriber.offer_burst(before, last, burst, frames, self.level)
 
+    def level_for(self, subscriber: Subscriber) -> Level | None:
+        """The level, if `subscriber` is in it or could be: nothing is to be sent before the next event or read."""
+        if self.burst.count > 0:
+            return None
+        if not subscriber.is_level:
+            if not subscriber.is_calm:
+                return None
+            if self.expected.last != subscriber.cursor:
+                if self.level:
+                    return None
+                self.expected.follow(subscriber.cursor)
+        return self.level
+
     def fall_behind(self) -> None:
         self.flush()  # after a read that broke off: whoever is level counts these events as written
+        self.level.dissolve()
         for subscriber in self.subscribers:
             subscriber.fall_behind()
         if self.follower is not None:
@@ -109,6 +123,8 @@ class Channels:
         self._by_name: dict[bytes, Channel] = {}
         self._unsent: list[Channel] = []
         """Those with a burst."""
+        self._empty: set[int] = set()
+        """Jobs that nobody listens to any more, or somebody does again."""
 
     def open(self, feed: Feed) -> None:
         """`feed`: it calls `hear`, `flush` and `fall_behind`."""
@@ -122,6 +138,14 @@ class Channels:
         channel = self._channels.get(job_id)
         return channel.subscribers if channel is not None else set()
 
+    def level(self, job_id: int) -> Level | None:
+        channel = self._channels.get(job_id)
+        return channel.level if channel is not None else None
+
+    def is_subscribed(self, job_id: int) -> bool:
+        """By subscribers, resting ones too."""
+        return bool(self.subscribers(job_id) or self.level(job_id))
+
     def follower(self, job_id: int) -> Follower | None:
         channel = self._channels.get(job_id)
         return channel.follower if channel is not None else None
@@ -129,16 +153,30 @@ class Channels:
     @asynccontextmanager
     async def attached(self, subscriber: Subscriber) -> AsyncIterator[None]:
         """In the fan-out, with the subscription confirmed by Redis (or Redis away: then it follows)."""
-        job_id = subscriber.job_id
-        channel = self._occupied(job_id)
-        channel.subscribers.add(subscriber)
+        self.add(subscriber)
         try:
-            await self.subscribe(job_id)
+            await self.subscribe(subscriber.job_id)
             yield
         finally:
-            channel.subscribers.discard(subscriber)
-            subscriber.leave()
+            self.remove(subscriber)
+
+    def add(self, subscriber: Subscriber) -> None:
+        """To the fan-out at once; `attached` has to follow."""
+        self._occupied(subscriber.job_id).subscribers.add(subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        subscriber.leave()
+        channel = self._channels.get(subscriber.job_id)
+        if channel is not None and subscriber in channel.subscribers:
+            channel.subscribers.remove(subscriber)
+            if not channel.subscribers:
+                channel.subscribers.clear()  # an empty set would keep the room it once needed
             self._left(channel)
+
+    def level_for(self, subscriber: Subscriber) -> Level | None:
+        """Where it may rest; None where something is still to be sent or read."""
+        channel = self._channels.get(subscriber.job_id)
+        return channel.level_for(subscriber) if channel is not None else None
 
     def follow(self, job_id: int, follower: Follower) -> None:
         """Puts the job's one follower into the fan-out, which begins with `subscribe`."""
@@ -184,8 +222,12 @@ class Channels:
     def drop_empty(self) -> None:
         """Ends the subscriptions that nobody has used for `linger_s`."""
         before = asyncio.get_running_loop().time() - self._linger_s
-        for job_id, channel in list(self._channels.items()):
-            if channel.is_empty and channel.empty_since is not None and channel.empty_since <= before:
+        for job_id in list(self._empty):
+            channel = self._channels[job_id]
+            if not channel.is_empty:
+                self._empty.discard(job_id)
+            elif channel.empty_since is not None and channel.empty_since <= before:
+                self._empty.discard(job_id)
                 del self._channels[job_id], self._by_name[_name(job_id)]
                 self._feed.unsubscribe(_name(job_id))
 
@@ -199,6 +241,7 @@ class Channels:
     def _left(self, channel: Channel) -> None:
         if channel.is_empty:
             channel.empty_since = asyncio.get_running_loop().time()
+            self._empty.add(channel.job_id)
 
 
 def _name(job_id: int) -> bytes:

@@ -10,7 +10,8 @@ from shared.event_log import Entry
 
 
 class Delivery:
-    """The only one who writes to its socket. `run` returns how the socket is to be closed."""
+    """The only one who writes to its socket. `run` and `go_on` return how the socket is to be closed; None: they came
+    to rest, and somebody else will go on."""
 
     def __init__(self, subscriber: Subscriber, history: History, send: Send) -> None:
         self._subscriber = subscriber
@@ -18,7 +19,7 @@ class Delivery:
         self._send = send
         self._last_sent: Entry | None = None
 
-    async def run(self, record: TrainingJob, after: EventId | None) -> Close:
+    async def run(self, record: TrainingJob, after: EventId | None) -> Close | None:
         """`record`: the job as read before the subscriber was attached. `after`: the client's cursor, if it has one.
 
         The subscriber is attached to the live feed first, so that nothing can happen between replay and live.
@@ -27,6 +28,10 @@ class Delivery:
             await self._begin(record)
         else:
             await self._resume(record, after)
+        return await self.go_on()
+
+    async def go_on(self) -> Close | None:
+        """As `run`, for a subscriber whose cursor stands where its messages have got to."""
         while True:
             if (frame := self._subscriber.outbox.take()) is not None:
                 await self._send(frame.id, frame.text)
@@ -35,6 +40,8 @@ class Delivery:
             elif self._subscriber.is_behind:
                 if (close := await self._catch_up()) is not None:
                     return close
+            elif self._subscriber.has_come_to_rest:
+                return None
             else:
                 await self._subscriber.outbox.changed()
 
@@ -61,7 +68,7 @@ class Delivery:
         subscriber = self._subscriber
         self._last_sent = None
         while True:
-            subscriber.has_missed = False
+            subscriber.begin_read()
             page = await self._history.after(subscriber.job_id, subscriber.cursor)
             if page.resync_at is not None:
                 await self._resync(page.resync_at)
@@ -69,10 +76,12 @@ class Delivery:
                 await self._send_entry(entry)
             if page.is_end and not subscriber.has_missed:
                 if (close := self._ending(page)) is not None:
-                    return close
-                # No await since the last look: a live event is either noted or taken.
+                    if not subscriber.is_holding:
+                        return close
+                    continue  # more has come, and it is in the log
+                # No await since the last look: a live event is either held or taken.
                 if not subscriber.has_missed:
-                    subscriber.is_behind = False
+                    subscriber.end_read()
                     return None
 
     async def _send_entry(self, entry: Entry) -> None:

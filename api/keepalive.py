@@ -1,6 +1,7 @@
 """Pings of a WebSocket, cheap enough for thousands: a peer that doesn't answer is gone within 11 s."""
 
 import random
+from dataclasses import dataclass, field
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -17,6 +18,26 @@ _PING, _PONG, _PONG_BYTES = b"\x89\x04", b"\x8a\x84", 10
 _BETWEEN_FRAMES = StreamReader.at_eof.__code__
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """One that was sent. `sent_at`: by the loop's clock."""
+
+    sent_at: float
+    payload: bytes = field(default_factory=lambda: random.randbytes(4))
+
+    @property
+    def frame(self) -> bytes:
+        return _PING + self.payload
+
+
+def is_answer(data: bytes, payload: bytes) -> bool:
+    """Whether these bytes are a client's pong to a ping with that payload, and nothing else."""
+    if len(data) != _PONG_BYTES or not data.startswith(_PONG):
+        return False
+    mask, masked = int.from_bytes(data[2:6]), int.from_bytes(data[6:])
+    return (mask ^ masked).to_bytes(4) == payload
+
+
 class KeptAlive(WebSocketsSansIOProtocol):
     """Differs from its parent in what a ping and its answer cost, and in how a dead peer's socket ends: at once.
 
@@ -26,21 +47,32 @@ class KeptAlive(WebSocketsSansIOProtocol):
     drains: bool
 
     def data_received(self, data: bytes) -> None:
-        if not (len(data) == _PONG_BYTES and data.startswith(_PONG) and self._is_answer(data)):
+        waiting = self.pending_ping_payload
+        if waiting is not None and is_answer(data, waiting) and self.is_between_frames():
+            self.handle_pong(Frame(Opcode.PONG, waiting))  # which the parser needn't see
+        else:
             super().data_received(data)
 
-    def _is_answer(self, data: bytes) -> bool:
-        """Whether it is the pong that is waited for; the parser then needn't see it."""
-        waiting = self.pending_ping_payload
-        if waiting is None or not self._is_between_frames():
-            return False
-        mask, masked = int.from_bytes(data[2:6]), int.from_bytes(data[6:])
-        if (mask ^ masked).to_bytes(4) != waiting:
-            return False
-        self.handle_pong(Frame(Opcode.PONG, waiting))
-        return True
+    @property
+    def last_ping(self) -> Ping | None:
+        """The one that keeps the socket alive until the next one is due; None while its answer is awaited."""
+        if self.ping_timer is None or self.pending_ping_payload is not None or self.ping_interval is None:
+            return None
+        return Ping(self.ping_timer.when() - self.ping_interval, b"")
 
-    def _is_between_frames(self) -> bool:
+    def go_on_from(self, ping: Ping, *, is_answered: bool) -> None:
+        """As if it had sent that ping."""
+        assert self.ping_interval is not None
+        now = self.loop.time()
+        if is_answered:
+            due = ping.sent_at + self.ping_interval
+            self.ping_timer = self.loop.call_later(max(0.0, due - now), self.send_keepalive_ping)
+        elif self.ping_timeout is not None:
+            self.pending_ping_payload, self.ping_sent_at = ping.payload, ping.sent_at
+            due = ping.sent_at + self.ping_timeout
+            self.pong_timer = self.loop.call_later(max(0.0, due - now), self.keepalive_timeout)
+
+    def is_between_frames(self) -> bool:
         """Whether the next byte is a frame's first: else these may be in the middle of a message."""
         parser: Any = self.conn.parser
         while (inner := parser.gi_yieldfrom) is not None:

@@ -1,11 +1,16 @@
 """The subscribers of one job to whom its next events are written without looking at any of them."""
 
+import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import structlog
 
 from api.burst import Expected
 from api.peer import Line
 from epochcast.events import EventId
+
+logger = structlog.get_logger(__name__)
 
 
 class Member(Protocol):
@@ -15,6 +20,16 @@ class Member(Protocol):
         """Takes itself out, should it be level, and keeps its place in the log."""
 
 
+@runtime_checkable
+class Resting(Member, Protocol):
+    """A member that is its own line."""
+
+    has_written: bool
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+
 class Level:
     """Those who have every event up to the newest, nothing waiting before the next one, and a peer that drains.
 
@@ -22,15 +37,17 @@ class Level:
     Whoever stops being level has to `leave` before anything else happens to it.
     """
 
-    __slots__ = ("_expected", "_lines", "_writes", "has_written")
+    __slots__ = ("_expected", "_lines", "_writes", "has_written", "resting")
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        self._lines: dict[Member, Line] = {}
+        self._lines: dict[Member, Line | Resting] = {}
         # Never changed, only replaced: a write may make its own peer leave. Empty: to be made anew.
         self._writes: tuple[Callable[[bytes], None], ...] = ()
         self.has_written = False
         """Since `note_writes`."""
+        self.resting = 0
+        """How many of them are no subscribers."""
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -44,17 +61,30 @@ class Level:
         """To all; the events that were expected are then their last ones."""
         self.has_written = True
         for write in self._writes or self._made():
-            write(frames)
+            try:
+                write(frames)
+            except Exception:
+                logger.exception("relay: a socket could not be written to")
+                self._drop(write)
 
-    def join(self, member: Member, line: Line) -> None:
-        """`member` has everything up to the newest event."""
+    def join(self, member: Member, line: Line | Resting) -> None:
+        """`member` has everything up to the newest event; it sees to it that it leaves when its line stalls."""
         self._lines[member] = line
-        line.stalled = member.leave
         self._writes = ()
 
     def leave(self, member: Member) -> None:
-        self._lines.pop(member).stalled = None
+        del self._lines[member]
         self._writes = ()
+
+    def settle(self, resting: Resting) -> None:
+        """As `join`, for a resting one."""
+        self.join(resting, resting)
+        self.resting += 1
+
+    def rise(self, resting: Resting) -> None:
+        """As `leave`, for a resting one."""
+        self.leave(resting)
+        self.resting -= 1
 
     def dissolve(self) -> None:
         """What comes next is for each of them to look at."""
@@ -67,6 +97,16 @@ class Level:
             self.has_written = False
             for line in self._lines.values():
                 line.has_written = True
+
+    def _drop(self, write: Callable[[bytes], None]) -> None:
+        """Ends a connection that has missed something; its client comes back with its cursor."""
+        for member, line in list(self._lines.items()):
+            if line.transport.write == write:
+                line.transport.abort()
+                if not isinstance(line, Resting):
+                    line.drains = False
+                if member in self._lines:
+                    member.leave()
 
     def _made(self) -> tuple[Callable[[bytes], None], ...]:
         self._writes = tuple(line.transport.write for line in self._lines.values())

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from api.keepalive import PING_S
 from shared.settings import Settings
 
 
@@ -31,6 +32,10 @@ class Limits:
     redis_patience_s: float = 1.0
     comment_s: float = 5.0
     """How often an event stream without messages shows that it lives."""
+    ping_s: float = PING_S
+    """How often a WebSocket is pinged."""
+    rest_after_s: float = 1.0
+    """A WebSocket is whole for that long before it can be light."""
     feed_ping_s: float = 1.0
     feed_silence_s: float = 3.0
 

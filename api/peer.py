@@ -33,13 +33,23 @@ class Peer:
     `expires_at`: Unix seconds at which its token ends. Needs a running event loop.
     """
 
-    def __init__(self, send: Send, expires_at: float, limits: Limits, line: Line | None = None) -> None:
+    def __init__(
+        self,
+        send: Send,
+        expires_at: float,
+        limits: Limits,
+        line: Line | None = None,
+        on_calm: Callable[[float], None] | None = None,
+    ) -> None:
+        """`on_calm`: called by every `check` that ends nothing, with the seconds until one would."""
         self.line = line
+        self.expires_at = expires_at
         self._send = send
-        self._expires_at = expires_at
         self._limits = limits
+        self._on_calm = on_calm
         self._loop = asyncio.get_running_loop()
-        self._active_at = self._loop.time()
+        self.active_at = self._loop.time()
+        """When something was last sent or heard, by the loop's clock."""
         self._sending_since: float | None = None
         self._over: asyncio.Future[Close | None] = self._loop.create_future()
 
@@ -48,7 +58,7 @@ class Peer:
         self._sending_since = self._loop.time()
         await self._send(identifier, text)
         self._sending_since = None
-        self._active_at = self._loop.time()
+        self.active_at = self._loop.time()
 
     async def prod(self, write: Callable[[], Awaitable[None]]) -> None:
         """Writes what is no message; not while a message waits to be written, which shows as much."""
@@ -59,7 +69,7 @@ class Peer:
 
     def heard(self) -> None:
         """It sent a message. Pongs are none."""
-        self._active_at = self._loop.time()
+        self.active_at = self._loop.time()
 
     def end(self, close: Close | None) -> None:
         """None: it is gone already, there is nobody to tell."""
@@ -80,11 +90,13 @@ class Peer:
         """
         if self.line is not None and self.line.has_written:
             self.line.has_written = False
-            self._active_at = now
-        if clock >= self._expires_at:
+            self.active_at = now
+        if clock >= self.expires_at:
             self.end(TOKEN_EXPIRED)
         elif self._sending_since is not None:
             if now - self._sending_since > self._limits.send_timeout_s:
                 self.end(SLOW_CONSUMER)
-        elif now - self._active_at >= self._limits.idle_timeout_s:
+        elif now - self.active_at >= self._limits.idle_timeout_s:
             self.end(IDLE_TIMEOUT)
+        elif self._on_calm is not None and not self._over.done():
+            self._on_calm(min(self.expires_at - clock, self.active_at + self._limits.idle_timeout_s - now))

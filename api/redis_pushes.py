@@ -54,14 +54,16 @@ class RedisPushes(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
         try:
-            self._parser.feed(data)
-            gets, on_message = self._parser.gets, self._on_message
-            while (answer := gets()) is not False:
-                if type(answer) is list and answer[0] == b"message":
-                    on_message(answer[1], answer[2])
-                else:
-                    self._on_answer(answer)
-            self._on_read()
+            try:
+                self._parser.feed(data)
+                gets, on_message = self._parser.gets, self._on_message
+                while (answer := gets()) is not False:
+                    if type(answer) is list and answer[0] == b"message":
+                        on_message(answer[1], answer[2])
+                    else:
+                        self._on_answer(answer)
+            finally:
+                self._on_read()  # also after half a read: whoever is level counts what was heard as written
         except Exception as error:
             self._end(error)
 

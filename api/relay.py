@@ -12,16 +12,16 @@ from api import tasks
 from api.burst import heard
 from api.channels import Channels
 from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
-from api.delivery import Delivery
 from api.feed import Feed
 from api.fleet import FleetDelivery, FleetSubscriber
 from api.fleet_outbox import FleetOutbox
+from api.following import Following, Sources
 from api.history import History, in_thread
+from api.light import Lights
 from api.limits import Limits
 from api.peer import Peer
 from api.slots import Slots
 from api.standing import Standing, standings
-from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
 from epochcast.jobs import TrainingJob
 from shared.database import DatabaseUnavailable
@@ -63,6 +63,8 @@ class Relay:
             on_read=self.channels.flush,
         )
         self.channels.open(self._feed)
+        self._sources = Sources(self.channels, self._history, self._slots, self.limits)
+        self.lights = Lights(self.limits)
         self._fleet: set[FleetSubscriber] = set()
         self._peers: set[Peer] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,17 +72,19 @@ class Relay:
     @property
     def subscribers(self) -> int:
         """Sockets that are connected now."""
-        return len(self._peers)
+        return len(self._peers) + len(self.lights)
 
     def start(self) -> None:
         self._feed.start()
         self._slots.start()
+        self.lights.start()
         loops = {"sweep": self._keep_sweeping(), "reconcile": self._keep_reconciling()}
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
     async def stop(self) -> None:
         """The sockets were closed by the server (1012); what is left is ours."""
         await tasks.end(self._tasks)
+        await self.lights.stop()
         await self._feed.stop()
         await self._slots.stop()
 
@@ -102,10 +106,14 @@ class Relay:
             await self._slots.release(slot)
 
     async def follow(self, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
-        """Sends a job's messages until they end."""
-        subscriber = Subscriber(record.job_id, Outbox(self.limits.queue_bytes, peer.end), peer.line)
-        async with self.channels.attached(subscriber):
-            return await Delivery(subscriber, self._history, peer.send).run(record, after)
+        """Sends a job's messages until they end. Raises Refused."""
+        close = await self.following(record.job_id).begin(peer, record, after)
+        assert close is not None, "nobody has put it to rest"
+        return close
+
+    def following(self, job_id: int) -> Following:
+        """For one who may come to rest."""
+        return Following(self._sources, job_id)
 
     async def follow_fleet(self, peer: Peer, visible_to: str | None) -> Close:
         """Sends the messages of all jobs that `visible_to` may see (None: everybody's), until the peer goes."""
@@ -158,14 +166,16 @@ class Relay:
         while True:
             await asyncio.sleep(self.limits.sweep_s)
             try:
-                now = asyncio.get_running_loop().time(), time.time()
-                self.channels.note_writes()
-                for peer in list(self._peers):
-                    peer.check(*now)
-                self.channels.drop_empty()
+                self._sweep(asyncio.get_running_loop().time(), time.time())
             except Exception:
                 # Without this loop no time-out would ever be seen again.
                 logger.exception("relay: a sweep failed")
+
+    def _sweep(self, now: float, clock: float) -> None:
+        self.channels.note_writes()
+        for peer in list(self._peers):
+            peer.check(now, clock)
+        self.channels.drop_empty()
 
     async def _keep_reconciling(self) -> None:
         """Messages can be lost without a break that anybody sees, and a terminal event may never be written."""
@@ -191,22 +201,25 @@ class Relay:
         except DatabaseUnavailable as error:
             logger.warning("relay: SQL is away", error=str(error))
             record = {}
-        last = await self._history.last_ids([job_id for job_id in job_ids if self.channels.subscribers(job_id)])
+        last = await self._history.last_ids([job_id for job_id in job_ids if self.channels.is_subscribed(job_id)])
         for job_id in job_ids:
             standing = record.get(job_id)
-            for subscriber in self.channels.subscribers(job_id):
-                if _is_due(subscriber, standing, last.get(job_id)):
+            level = self.channels.level(job_id)
+            if level and _is_due(level.last, standing, last.get(job_id)):
+                level.dissolve()  # those at rest are subscribers then
+            for subscriber in list(self.channels.subscribers(job_id)):
+                if _is_due(subscriber.cursor, standing, last.get(job_id)):
                     subscriber.fall_behind()
             follower = self.channels.follower(job_id)
             if follower is not None and follower.is_due(standing):
                 follower.fall_behind()
 
 
-def _is_due(subscriber: Subscriber, standing: Standing | None, last: EventId | None) -> bool:
+def _is_due(cursor: EventId, standing: Standing | None, last: EventId | None) -> bool:
     """Whether the log or the record has something for a subscriber that believes it is level."""
-    if last is not None and last > subscriber.cursor:
+    if last is not None and last > cursor:
         return True
     if standing is None:
         return False
     # A live log that SQL is ahead of is about to be announced; an empty one (or Redis away) has only SQL.
-    return standing.is_terminal or (last is None and standing.last > subscriber.cursor)
+    return standing.is_terminal or (last is None and standing.last > cursor)

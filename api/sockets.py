@@ -3,21 +3,23 @@
 import asyncio
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from starlette.types import Scope
 from uvicorn._types import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent
 from uvicorn._types import Scope as ServerScope
 from uvicorn.config import Config
-from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from api.burst import frame_head, is_text
 from api.closes import SERVICE_RESTART, Close
-from api.keepalive import KeptAlive
+from api.connections import addresses
+from api.keepalive import KeptAlive, Ping
 
 _EXTENSION = "epochcast.socket"
 # How long a closing socket may take to flush what it holds and to answer the close frame.
@@ -80,15 +82,42 @@ class GatewaySocket(KeptAlive):
         _loop: AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Rules(max_size=config.ws_max_size, logger=self.logger)
-        self.conn.debug = False  # it would log the handshake word for word, tokens included
+        self.server_state = server_state
+        self._set_rules(State.CONNECTING)
         self._query = b""
         self._application = self.app
         self.app = self._run_with_query
         self._is_kept = False
+        self._has_returned = False
         self._drains = False
         self.has_written = False
         self.stalled: Callable[[], None] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # The parent's, but for how it asks for the addresses.
+        self.connections.add(self)
+        self.transport = transport
+        self.server, self.client = addresses(transport)
+        self.scheme = "wss" if is_ssl(transport) else "ws"
+
+    @classmethod
+    def reopened(
+        cls, config: Config, server_state: ServerState, transport: asyncio.Transport, ping: Ping, *, is_answered: bool
+    ) -> Self:
+        """For a connection that is open since long, and was last kept alive by that ping."""
+        socket = cls(config, server_state, {})
+        socket._set_rules(State.OPEN)
+        socket.connections.add(socket)
+        socket.transport = transport
+        socket.handshake_initiated = socket.handshake_complete = socket._has_returned = True
+        socket.go_on_from(ping, is_answered=is_answered)
+        socket._reconsider()
+        transport.set_protocol(socket)
+        return socket
+
+    def _set_rules(self, state: State) -> None:
+        self.conn = _Rules(max_size=self.config.ws_max_size, logger=self.logger, state=state)
+        self.conn.debug = False  # it would log the handshake word for word, tokens included
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -109,9 +138,31 @@ class GatewaySocket(KeptAlive):
         while not events.empty():
             self.queue.put_nowait(events.get_nowait())
         self._read_on()
-        # What only the handshake needed.
-        del self.scope, self.request, self.response
+        # What only the handshake needed, and a reopened one never had.
+        for name in ("scope", "request", "response"):
+            vars(self).pop(name, None)
         self._query = b""
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing waits to be written, nothing has been read in part, no answer is awaited, the application is done."""
+        return (
+            self.drains
+            and self._has_returned
+            and not self.frames
+            and self.conn.current_size is None
+            and self.is_between_frames()
+            and self.last_ping is not None
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def retire(self) -> None:
+        """Another protocol takes the connection over. What refers to itself is cut, for it to be freed at once."""
+        self.stop_keepalive()
+        self.connections.discard(self)
+        self.conn.parser.close()
+        self.queue = asyncio.Queue()
+        self.app = self._application
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs it as a task for which the server waits at its end."""
@@ -141,6 +192,7 @@ class GatewaySocket(KeptAlive):
         except Exception:
             self.logger.exception("Exception in ASGI application\n")
             self.send_500_response()
+        self._has_returned = True
         if not self._is_kept and self.close_timer is None:
             self.transport.close()
 

@@ -19,7 +19,7 @@ from api.closes import (
     Refused,
 )
 from api.conversation import Conversation, Work
-from api.peer import Peer
+from api.following import Following
 from api.relay import Relay
 from epochcast.events import EventId
 from epochcast.jobs import MAX_JOB_ID, TrainingJob
@@ -60,13 +60,8 @@ async def follow_job(websocket: WebSocket, job_id: str) -> None:
     except Refused as refused:
         await _close(websocket, refused.close)
         return
-    relay = _relay(websocket)
-    _converse(websocket, identity, lambda peer: _follow(relay, peer, record, after))
-
-
-async def _follow(relay: Relay, peer: Peer, record: TrainingJob, after: EventId | None) -> Close:
-    async with relay.place(record.job_id):
-        return await relay.follow(peer, record, after)
+    following = _relay(websocket).following(record.job_id)
+    _converse(websocket, identity, lambda peer: following.begin_in_place(peer, record, after), following)
 
 
 async def _accept(websocket: WebSocket) -> None:
@@ -117,9 +112,9 @@ def _relay(websocket: WebSocket) -> Relay:
     return relay
 
 
-def _converse(websocket: WebSocket, identity: Identity, work: Work) -> None:
+def _converse(websocket: WebSocket, identity: Identity, work: Work, following: Following | None = None) -> None:
     """From here on the socket lives without its route."""
-    Conversation(sockets.of(websocket.scope), _relay(websocket), identity.expires_at, work)
+    Conversation(sockets.of(websocket.scope), _relay(websocket), identity.expires_at, work, following)
 
 
 async def _close(websocket: WebSocket, close: Close) -> None:

@@ -14,6 +14,10 @@ from epochcast.events import EventId
 from epochcast.jobs import Status
 from shared.event_log import Entry
 
+# Live events kept while the log is read: more than come during a read, unless its peer is slow.
+_HELD_EVENTS = 500
+_HELD_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -80,8 +84,11 @@ class Subscriber:
         self.is_behind = True
         self.has_missed = False
         """A live event passed by while it was behind, so that the log must be read once more."""
+        self._held: list[tuple[Entry, str]] = []
+        self._held_bytes = 0
         self.is_beyond_end = False
         """Its cursor is later than anything that is known of the job."""
+        self.has_come_to_rest = False
 
     @property
     def cursor(self) -> EventId:
@@ -98,12 +105,19 @@ class Subscriber:
         """Whether the relay writes to it without asking."""
         return self._level is not None
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether it has sent what its log has up to its cursor, and waits for what comes live after that."""
+        return self.outbox.is_idle and not (self.is_behind or self.has_missed or self.is_beyond_end)
+
     def leave(self) -> None:
         """It is no longer level, if it was."""
         level, self._level = self._level, None
         if level is not None:
             self._cursor = level.last
             level.leave(self)
+            if self._line is not None:
+                self._line.stalled = None
 
     def offer_burst(self, before: EventId, last: EventId, burst: Burst, frames: bytes, level: Level) -> None:
         """Live events after `before`, the newest of them `last`; written at once while nothing waits to be sent before
@@ -115,6 +129,7 @@ class Subscriber:
             line.transport.write(frames)
             if line.drains:  # still
                 self._level = level
+                line.stalled = self.leave
                 level.join(self, line)
             return
         for entry, text in burst.messages():
@@ -124,7 +139,7 @@ class Subscriber:
         """A live event."""
         self.leave()
         if self.is_behind:
-            self.has_missed = True
+            self._hold(entry, text)
         elif self._is_known(entry):
             return
         elif entry.gap or entry.prev > self.cursor or entry.id.generation != self.cursor.generation:
@@ -133,6 +148,32 @@ class Subscriber:
         else:
             self.cursor = entry.id
             self.outbox.put(Frame(entry.id, text, finished(Status(entry.status)) if entry.is_terminal else None))
+
+    def _hold(self, entry: Entry, text: str) -> None:
+        self._held_bytes += len(text)
+        if self.has_missed or len(self._held) == _HELD_EVENTS or self._held_bytes > _HELD_BYTES:
+            self.has_missed = True
+        else:
+            self._held.append((entry, text))
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self._held)
+
+    def begin_read(self) -> None:
+        """The log is about to be read from the cursor on: what was published until now is in it."""
+        self.has_missed = False
+        self._held, self._held_bytes = [], 0
+
+    def end_read(self) -> None:
+        """The log was read to its end and nothing missed: what was held meanwhile comes now, as if it came live.
+
+        Without that, whoever joins a job that never pauses would read its log for ever.
+        """
+        held, self._held = self._held, []
+        self.is_behind = False
+        for entry, text in held:
+            self.offer(entry, text)
 
     def _is_known(self, entry: Entry) -> bool:
         if entry.id > self.cursor:
@@ -150,6 +191,12 @@ class Subscriber:
         self.leave()
         self.is_behind = True
         self.has_missed = True
+        self._held = []
+        self.outbox.wake()
+
+    def come_to_rest(self) -> None:
+        """Somebody else takes what comes; whoever delivers its messages is to return."""
+        self.has_come_to_rest = True
         self.outbox.wake()
 
     def start_at_end(self, last: EventId) -> None:

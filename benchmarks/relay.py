@@ -16,10 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.relay_peers import driver, report
+from benchmarks.relay_peers import driver, report, stalled
 from benchmarks.relay_peers.driver import Run, Shape, Site
 from benchmarks.relay_peers.ours import prepare
-from benchmarks.relay_peers.peers import Missing, Peer, build, check, environment, install_node_peers, peers
+from benchmarks.relay_peers.peers import (
+    FIRST_JOB,
+    OURS,
+    Missing,
+    Peer,
+    build,
+    check,
+    environment,
+    install_node_peers,
+    peers,
+)
 from shared.embedded import RedisServer
 
 MAIN = Shape(200, 5)
@@ -30,6 +40,8 @@ MOST_JOBS = 2_000
 BURST = 16
 STEADY = 1_000
 RATE_S = 4.0
+STALLED, STALLED_RATE = Shape(1, 5), 5_000
+"""A thousand messages a second of one job: a socket that isn't read is full within the run."""
 
 
 @dataclass
@@ -43,12 +55,19 @@ class Measured:
     idle_kib: dict[tuple[str, int], float] = field(default_factory=dict)
     idle_cpu: dict[str, float] = field(default_factory=dict)
     """Milliseconds of CPU per second with 5,000 idle sockets."""
+    beside_stalled: tuple[Run, Run] | None = None
+    """Ours, with nobody who stalls and with some."""
     opened_per_second: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def cost(self, peer: str, shape: Shape = MAIN) -> float | None:
         runs = self.closed.get((peer, shape))
         return statistics.median(run.cost_us for run in runs) if runs else None
+
+    def more_kib(self, peer: str) -> float | None:
+        """Of each socket beyond the first thousand, with which a relay also gets its threads, caches and pools."""
+        first, all_kib = self.idle_kib.get((peer, 1_000)), self.idle_kib.get((peer, 5_000))
+        return None if first is None or all_kib is None else (all_kib * 5_000 - first * 1_000) / 4_000
 
     def burst_cost(self, peer: str) -> float | None:
         runs = self.burst.get(peer)
@@ -81,6 +100,8 @@ def _more(present: Sequence[Peer], site: Site, measured: Measured, deliveries: i
             _cost_of_shape(peer, site, shape, measured, deliveries // 2)
     for peer in [peer for peer in present if peer.is_clocked]:
         _idle(peer, site, measured)
+    for peer in [peer for peer in present if peer.name == OURS]:
+        _beside_stalled(peer, site, measured)
 
 
 def _options() -> argparse.Namespace:
@@ -153,6 +174,21 @@ def _idle(peer: Peer, site: Site, measured: Measured) -> None:
             measured.opened_per_second[peer.name] = shape.sockets / load.opened["wall_s"]
         measured.idle_cpu[peer.name] = server.cost_of_waiting(10.0)
     _say(peer, "idle", {sockets: measured.idle_kib[peer.name, sockets] for sockets in (1_000, 5_000)})
+
+
+def _beside_stalled(peer: Peer, site: Site, measured: Measured) -> None:
+    """The delays of those who read, without and with others of the same job who don't."""
+    runs = []
+    for count in (0, STALLED.subscribers):
+        with (
+            driver.serve(peer, site, STALLED.jobs) as server,
+            driver.load(peer, site, server, STALLED) as load,
+            stalled.sockets(server.port, site.environment["TOKEN"], FIRST_JOB, count),
+        ):
+            server.settle()
+            runs.append(load.rate(STALLED_RATE, RATE_S))
+    measured.beside_stalled = runs[0], runs[1]
+    _say(peer, "beside stalled", measured.beside_stalled)
 
 
 def _say(peer: Peer, what: str, result: object) -> None:

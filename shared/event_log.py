@@ -117,6 +117,18 @@ return {'ok', id}
 """
 
 
+_LAST_IDS = """
+local ids = {}
+for index, log in ipairs(KEYS) do
+  local rows = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  ids[index] = rows[1] and rows[1][1] or ''
+end
+return ids
+"""
+# By one call: a call each, even in one pipeline, was a fifth of an idle gateway's CPU (2026-11-29).
+_LOGS_AT_ONCE = 200
+
+
 class Writer(Protocol):
     """What a supervisor and the announcer need of the event log."""
 
@@ -163,6 +175,7 @@ class EventReader:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._last_ids: Any = client.register_script(_LAST_IDS)
 
     async def after(self, job_id: int, cursor: EventId, count: int = 500) -> list[Entry]:
         """Up to `count` events after `cursor`, oldest first. Holes show as a `prev` that isn't the event before."""
@@ -175,12 +188,11 @@ class EventReader:
         return EventId.parse(_text(rows[0][0])) if rows else None
 
     async def last_ids(self, job_ids: Sequence[int]) -> dict[int, EventId]:
-        """As `last_id` for many jobs, in one go; those with an empty stream are left out."""
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.xrevrange(log_key(job_id), count=1)
-            found: list[Any] = await pipeline.execute()
-        return {job_id: EventId.parse(_text(rows[0][0])) for job_id, rows in zip(job_ids, found, strict=True) if rows}
+        """As `last_id` for many jobs, some at once; those with an empty stream are left out."""
+        ids: list[Any] = []
+        for start in range(0, len(job_ids), _LOGS_AT_ONCE):
+            ids += await self._last_ids(keys=[log_key(job_id) for job_id in job_ids[start : start + _LOGS_AT_ONCE]])
+        return {job_id: EventId.parse(_text(last)) for job_id, last in zip(job_ids, ids, strict=True) if last}
 
     async def current(self, job_id: int) -> bytes | None:
         return _maybe_bytes(await self._client.get(current_key(job_id)))

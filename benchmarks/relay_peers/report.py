@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.result import Result, Table, goal
-from benchmarks.relay_peers.driver import Shape
+from benchmarks.relay_peers.driver import Run, Shape
 from benchmarks.relay_peers.peers import OURS, Peer, versions
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ MAIN, BUSY, MANY = Shape(200, 5), Shape(1, 10), Shape(2_000, 1)
 GOALS = {"floor": 1.25, "picows": 1.1, "ws": 0.85, "queues": 0.45, "usual": 0.125}
 BURST_GOALS = {"picows": 1.1, "ws": 0.6}
 P50_GOAL = 1.5
-IDLE_GOAL_KIB = 35.0
+IDLE_GOAL_KIB, MORE_GOAL_KIB = 35.0, 3.0
 
 
 def result(measured: "Measured", peers: Sequence[Peer], rounds: int) -> Result:
@@ -76,6 +76,7 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
         "at 80 % of its speed",
         "KiB per socket, 1,000",
         "5,000",
+        "each of the last 4,000",
         "CPU of 5,000 idle, ms/s",
         "opened a second",
     )
@@ -89,6 +90,7 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
                 f"{loaded.p50_ms:.2f} / {loaded.p99_ms:.2f} ({loaded.per_second:,.0f} a second)",
                 _number(measured.idle_kib.get((peer.name, 1_000))),
                 _number(measured.idle_kib.get((peer.name, 5_000))),
+                _number(measured.more_kib(peer.name)),
                 _number(measured.idle_cpu.get(peer.name)),
                 _number(measured.opened_per_second.get(peer.name)),
             )
@@ -115,6 +117,16 @@ def _goal_rows(measured: "Measured") -> Iterator[tuple[str, str, str]]:
         yield "p50 at 1,000 a second, over floor", f"{ratio:.2f}", goal(P50_GOAL, ratio, "")
     if (kib := measured.idle_kib.get((OURS, 5_000))) is not None:
         yield "memory of each of 5,000 idle sockets", f"{kib:.1f} KiB", goal(IDLE_GOAL_KIB, kib, " KiB")
+    if (kib := measured.more_kib(OURS)) is not None:
+        yield "memory of each more after 1,000", f"{kib:.1f} KiB", goal(MORE_GOAL_KIB, kib, " KiB")
+    if measured.beside_stalled is not None:
+        yield _beside_stalled(*measured.beside_stalled)
+
+
+def _beside_stalled(alone: Run, beside: Run) -> tuple[str, str, str]:
+    """Of the same five subscribers of one job, without and with five more that read nothing."""
+    what = f"p50 / p99 ms of those who read, at {alone.per_second:,.0f} a second, five beside them read nothing"
+    return what, f"{beside.p50_ms:.2f} / {beside.p99_ms:.2f}", f"alone: {alone.p50_ms:.2f} / {alone.p99_ms:.2f}"
 
 
 def _figures(measured: "Measured", peers: Sequence[Peer]) -> dict[str, float]:
@@ -127,6 +139,8 @@ def _figures(measured: "Measured", peers: Sequence[Peer]) -> dict[str, float]:
             figures[f"{peer.name}_burst_us"] = round(burst, 2)
         if (kib := measured.idle_kib.get((peer.name, 5_000))) is not None:
             figures[f"{peer.name}_idle_kib"] = round(kib, 1)
+        if (kib := measured.more_kib(peer.name)) is not None:
+            figures[f"{peer.name}_more_kib"] = round(kib, 1)
     return figures
 
 

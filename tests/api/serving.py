@@ -32,7 +32,10 @@ from shared.store import Store
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
-QUICK = Limits(reconcile_s=0.5, sweep_s=0.05, linger_s=0.2, feed_ping_s=0.2, feed_silence_s=0.6, redis_patience_s=0.4)
+QUICK = Limits(
+    reconcile_s=0.5, sweep_s=0.05, rest_after_s=0.05, linger_s=0.2, feed_ping_s=0.2, feed_silence_s=0.6,
+    redis_patience_s=0.4,
+)  # fmt: skip
 
 
 def relay_app(settings: Settings, limits: Limits) -> FastAPI:
@@ -74,6 +77,8 @@ class ThreadGateway:
         ping_s: float | None = None,
         make_app: Callable[[Settings, Limits], FastAPI] = relay_app,
     ) -> None:
+        if ping_s is not None:
+            limits = replace(limits, ping_s=ping_s)
         self.app = make_app(settings, limits)
         self._listener = open_listener("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]

@@ -1,13 +1,18 @@
 """Who is written to without being asked: those for whom the next event is the next one, and only while they read."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
+import hiredis
 import pytest
+from redis.asyncio.connection import AbstractConnection
 
-from api.channels import Channel
+from api.channels import Channel, Channels
+from api.redis_pushes import RedisPushes
 from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
+from shared.event_log import feed_channel
 
 pytestmark = pytest.mark.anyio
 
@@ -21,14 +26,20 @@ class Recorder:
         self.stalled: Any = None
         self.written = b""
         self.room = room
+        self.broken = self.aborted = False
         self.transport = cast(asyncio.Transport, self)
 
     def write(self, frames: bytes) -> None:
+        if self.broken:
+            raise RuntimeError("the handler is closed")
         self.written += frames
         if len(self.written) >= self.room:
             self.drains = False
             if self.stalled is not None:
                 self.stalled()
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 def event(seq: int, *, prev: int | None = None, kind: str = "progress", status: str = "running") -> bytes:
@@ -130,3 +141,45 @@ async def test_what_was_written_to_all_keeps_each_from_being_idle() -> None:
     assert not line.has_written
     channel.level.note_writes()
     assert line.has_written
+
+
+async def test_a_transport_that_raises_is_dropped_and_the_others_miss_nothing() -> None:
+    """As uvloop's does at a write to what is closed."""
+    channel, lines = channel_at_one(), [Recorder() for _ in range(3)]
+    for line in lines:
+        await level_subscriber(channel, line)
+    hear(channel, event(2))
+    lines[1].broken = True
+    hear(channel, event(3))
+    hear(channel, event(4))
+    assert [line.aborted for line in lines] == [False, True, False]
+    assert len(channel.level) == 2
+    for line in (lines[0], lines[2]):
+        assert line.written == frame(2) + frame(3) + frame(4)
+
+
+async def test_a_read_that_breaks_off_is_flushed_at_once() -> None:
+    """Else one that stalls before Redis is back would count as written what it never got."""
+    channels, line = Channels(linger_s=10), Recorder()
+    channel = channels._occupied(7)
+    channel.expected.follow(EventId(2, 1))
+    subscriber = await level_subscriber(channel, line)
+    pushes = RedisPushes(connection(), channels.hear, lambda answer: None, channels.flush)
+    pushes.data_received(message(event(2)))
+    pushes.data_received(message(event(3)) + b"no such type\r\n")
+    with pytest.raises(hiredis.ProtocolError):
+        await pushes.lost()
+    subscriber.leave()
+    assert (line.written, subscriber.cursor) == (frame(2) + frame(3), EventId(2, 3))
+
+
+def connection() -> AbstractConnection:
+    """As far as it is asked for: an open one."""
+    transport = SimpleNamespace(set_protocol=lambda protocol: None, is_closing=lambda: False)
+    return cast(AbstractConnection, SimpleNamespace(_writer=SimpleNamespace(transport=transport)))
+
+
+def message(data: bytes) -> bytes:
+    """What Redis pushes for job 7."""
+    parts = (b"message", feed_channel(7).encode(), data)
+    return b"*3\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)

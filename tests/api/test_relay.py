@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from api.history import History, Page
 from epochcast.events import BEFORE_ALL, EventId
 from epochcast.jobs import Status
 from shared.embedded import RedisServer
@@ -29,6 +30,28 @@ async def test_one_subscription_serves_all_subscribers_of_a_job_and_ends_after_t
     await asyncio.to_thread(
         wait_until, lambda: training.client.pubsub_numsub(channel)[0][1] == 0, "the end of the subscription"
     )
+
+
+async def test_one_who_joins_a_job_that_never_pauses_becomes_level(
+    socket_gateway: ThreadGateway, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each look at the end of the log there is one event more."""
+    training.start()
+    written = [str(entry.id) for entry in training.report(3)]
+    read = History.after
+
+    async def after(history: History, job_id: int, cursor: EventId) -> Page:
+        page = await read(history, job_id, cursor)
+        if page.is_end and len(written) < 500:
+            written.append(str(training.report()[0].id))
+            await asyncio.sleep(0.05)  # heard by now
+        return page
+
+    monkeypatch.setattr(History, "after", after)
+    async with connect(socket_gateway.url(training.job_id, "?after=0")) as socket:
+        before = len(training.ids) - len(written)
+        assert ids(await receive(socket, before + 4))[before:] == written
+        assert len(written) == 4, "its log was read to the end once"
 
 
 async def test_events_that_were_not_heard_are_read_again(socket_gateway: ThreadGateway, training: Training) -> None:
