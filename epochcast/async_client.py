@@ -281,7 +281,7 @@ def _items(answer: Any) -> list[Any]:
 
 def _read(kind: type[A], answer: Any) -> A:
     with understood(kind.__name__.lower()):
-        return kind.model_validate(answer)
+        return kind.model_validate(answer, extra="ignore")
 
 
 def _read_all(kind: type[A], answer: Any) -> list[A]:

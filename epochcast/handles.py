@@ -65,7 +65,7 @@ class AsyncJob(TrainingJob):
     @classmethod
     def of(cls, client: "AsyncClient", content: Any) -> Self:
         with understood("job"):
-            job = cls.model_validate(content)
+            job = cls.model_validate(content, extra="ignore")  # a server may be newer, down to the spec
         job._client = client
         return job
 

@@ -106,6 +106,11 @@ class TrainingJobSpec(BaseModel):
     on_oom: Literal["fail", "shrink"] = "fail"
     tags: list[Tag] = Field(default_factory=list, max_length=50)
 
+    @classmethod
+    def stored(cls, content: object) -> Self:
+        """As a later version may have stored it: what this one doesn't know is left out. Raises ValidationError."""
+        return cls.model_validate(content, extra="ignore")
+
     @model_validator(mode="after")
     def _recipe_or_bundle(self) -> Self:
         if (self.recipe is None) == (self.bundle is None):

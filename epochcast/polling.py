@@ -70,7 +70,7 @@ def _hole(job: TrainingJob, after: EventId) -> Progress:
 
 def _job(content: object) -> TrainingJob:
     with understood("job"):
-        return TrainingJob.model_validate(content)
+        return TrainingJob.model_validate(content, extra="ignore")
 
 
 def _is_over(job: TrainingJob, place: Place, told: int) -> bool:

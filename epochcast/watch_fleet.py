@@ -111,7 +111,7 @@ async def _state(transport: Transport, job_id: int) -> JobMessage | None:
     except NotFound:
         return None
     with understood("job"):
-        return message_of(TrainingJob.model_validate(answer))
+        return message_of(TrainingJob.model_validate(answer, extra="ignore"))
 
 
 class _Known:

@@ -184,7 +184,7 @@ def committed_checkpoints(connection: sa.Connection, row: Row) -> tuple[Checkpoi
 def _with_threads(spec: dict[str, Any], threads: int) -> dict[str, Any]:
     if spec.get("threads"):
         return spec
-    processes = TrainingJobSpec.model_validate(spec).resources.local_processes
+    processes = TrainingJobSpec.stored(spec).resources.local_processes
     return {**spec, "threads": max(1, threads // processes)}
 
 

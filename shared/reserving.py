@@ -80,7 +80,7 @@ def _reserve(connection: sa.Connection, wanted: Iterable[Placing], now: float) -
 def _is_fit(connection: sa.Connection, row: Any, by_id: dict[int, Placing]) -> bool:
     """Only what is about to run is checked whole: a spec that no attempt could read would be placed again and again."""
     try:
-        TrainingJobSpec.model_validate(row.spec)
+        TrainingJobSpec.stored(row.spec)
     except ValidationError as error:
         _refuse(connection, by_id[row.id][0], f"can't be placed: {complaint_of(error)}")
         return False

@@ -44,7 +44,7 @@ def training_job(row: Row, hosts: list[HostPlacement], queue_position: int | Non
         final_metrics=row.final_metrics,
         error_message=error.message if error else None,
         error=error,
-        spec=TrainingJobSpec.model_validate(row.spec),
+        spec=TrainingJobSpec.stored(row.spec),
         hosts=hosts,
         last_event_id=str(EventId(row.last_generation, row.last_seq)),
         created_at=moment(row.created_at),

@@ -112,6 +112,13 @@ def test_an_answer_of_another_shape_is_an_error_of_ours(content: Any) -> None:
             client.attempts(42)
 
 
+def test_a_server_of_a_later_version_is_understood() -> None:
+    known = job("queued")
+    later = {**known, "new": 1, "spec": {**known["spec"], "new": 1, "resources": {"gpus": 1, "new": 1}}}
+    with serving(lambda _: Answer(200, later)) as server, epochcast.Client(server.url) as client:
+        assert client.job(42).spec.resources.gpus == 1
+
+
 def test_hosts_reads_all_pages_also_of_one_job() -> None:
     host = {
         "status": "ready",

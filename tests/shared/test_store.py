@@ -119,6 +119,21 @@ def test_a_claim_needs_its_placement_and_raises_the_generation(database: Databas
     assert store.unannounced() == [], "the claimer ships them: its lease is live"
 
 
+def test_a_spec_of_a_later_version_is_read_and_claimed_and_kept_whole(database: Database, store: Store) -> None:
+    """While a fleet is updated; a job's stored spec is only ever added to."""
+    job, _ = store.create(spec(), "alice")
+    with database.write() as connection:
+        stored = connection.execute(sa.select(jobs.c.spec).where(jobs.c.id == job.job_id)).scalar_one()
+        later = {**stored, "not_known_yet": 1}
+        connection.execute(jobs.update().where(jobs.c.id == job.job_id).values(spec=later))
+    assert store.get(job.job_id).spec == job.spec
+    claimed = claim_placed(database, job.job_id)
+    assert claimed.job.spec.recipe == job.spec.recipe
+    with database.read() as connection:
+        kept = connection.execute(sa.select(jobs.c.spec).where(jobs.c.id == job.job_id)).scalar_one()
+    assert kept["not_known_yet"] == 1
+
+
 def test_a_stale_attempt_can_write_nothing(database: Database, store: Store) -> None:
     job, _ = store.create(spec(), "alice")
     stale = record_of(database, claim_placed(database, job.job_id))
