@@ -13,6 +13,7 @@ import pytest
 
 from api.connections import GatewayConnection
 from api.conversation import Conversation
+from api.light import LightSocket
 from api.sockets import GatewaySocket
 from api.subscriber import Subscriber
 from shared.event_log import slots_key
@@ -81,6 +82,6 @@ def _more_than(before: Counter[str]) -> dict[str, int]:
 def _left() -> Counter[str]:
     """Living objects of each kind that a connection has, and open files; other tests may have left some, too."""
     gc.collect()
-    kinds = (GatewaySocket, GatewayConnection, Conversation, Subscriber, asyncio.Task)
+    kinds = (GatewaySocket, GatewayConnection, Conversation, LightSocket, Subscriber, asyncio.Task)
     found = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
     return found + Counter(files=len(os.listdir("/proc/self/fd")))

@@ -1,9 +1,10 @@
 """RFC 6455 as the Autobahn suite's cases have it (by kosoku), against the gateway's own server configuration.
 
-The cases want an echo. It listens as a conversation does, past ASGI; or it is an application of the usual kind, which
-is what a socket meets until its checks are done.
+The cases want an echo. It listens as a conversation does, past ASGI; or wakes for that with the client's first bytes;
+or it is an application of the usual kind, which is what a socket meets until its checks are done.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,13 @@ from kosoku import run_fuzzingclient
 from starlette.websockets import WebSocketDisconnect
 
 from api import sockets
-from api.burst import frame_head
+from api.burst import Expected, frame_head
+from api.following import Rest
+from api.level import Level
+from api.light import LightSocket
+from api.slots import Slot
 from api.sockets import GatewaySocket
+from epochcast.events import BEFORE_ALL
 from shared.settings import Settings
 from tests.api.serving import ThreadGateway
 
@@ -41,6 +47,27 @@ class Echo:
         pass
 
 
+class Asleep(LightSocket):
+    """Wakes to listen to an echo."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: GatewaySocket) -> None:
+        ping = whole.last_ping
+        assert ping is not None
+        level = Level(Expected(BEFORE_ALL))
+        super().__init__(whole.transport, Rest(Slot(1), level), ping, expires_at=math.inf, active_at=0.0)
+        self._whole = whole
+        whole.retire()
+        self.transport.set_protocol(self)
+
+    def wake(self) -> GatewaySocket:
+        config, state = self._whole.config, self._whole.server_state
+        woken = GatewaySocket.reopened(config, state, self.transport, self.ping, is_answered=self.is_answered)
+        woken.listen(Echo(woken))
+        return woken
+
+
 def echo_app(*_: Any) -> FastAPI:
     app = FastAPI()
 
@@ -49,6 +76,13 @@ def echo_app(*_: Any) -> FastAPI:
         await websocket.accept()
         socket = sockets.of(websocket.scope)
         socket.listen(Echo(socket))
+
+    @app.websocket("/woken")
+    async def woken(websocket: WebSocket) -> None:
+        await websocket.accept()
+        socket = sockets.of(websocket.scope)
+        socket.listen(Echo(socket))
+        Asleep(socket)
 
     @app.websocket("/application")
     async def application(websocket: WebSocket) -> None:
@@ -71,7 +105,7 @@ def echo_server(open_settings: Settings) -> Iterator[ThreadGateway]:
         yield gateway
 
 
-@pytest.mark.parametrize("way", ["past", "application"])
+@pytest.mark.parametrize("way", ["past", "woken", "application"])
 async def test_the_gateways_sockets_pass_autobahns_cases(echo_server: ThreadGateway, way: str) -> None:
     url = f"ws://127.0.0.1:{echo_server.port}/{way}"
     results = await run_fuzzingclient(url, exclude_cases=NOT_OURS, concurrency=4)
