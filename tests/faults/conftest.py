@@ -1,5 +1,6 @@
 """Clusters that serve all tests of this folder, made whole again around each."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def sqlite_cluster(make_cluster: Made, migrated_sqlite: Path, tmp_path_factory: 
 
 @pytest.fixture(scope="package")
 def postgres_cluster(make_cluster: Made, postgres_server: PostgresServer) -> Cluster:
-    return make_cluster(postgres_server.create_database("faults", "epochcast"))
+    # A name of its own: where files of other packages come between, the package's fixtures are made anew.
+    return make_cluster(postgres_server.create_database(f"faults_{secrets.token_hex(4)}", "epochcast"))
 
 
 @pytest.fixture

@@ -132,7 +132,8 @@ def test_f14_a_worker_that_is_shut_down_in_mid_epoch_hands_its_job_over(cluster:
 
 def test_f16_the_gateway_is_killed_under_a_hundred_subscribers(cluster: Cluster) -> None:
     with cluster.watched() as audience:
-        job_ids = [cluster.submit(args=["0.07"]) for _ in range(2)]
+        # Slow enough that neither ends before all hundred are there, on a busy machine too.
+        job_ids = [cluster.submit(args=["0.2"]) for _ in range(2)]
         for job_id in job_ids:
             audience.follow(job_id, each=17)
         wait_until(lambda: all(joined.told for joined in audience.joined), "a message to each", timeout_s=60)
