@@ -93,7 +93,10 @@ class Channel:
                 subscriber.offer_burst(before, last, burst, frames, self.level)
 
     def level_for(self, subscriber: Subscriber) -> Level | None:
-        """The level, if `subscriber` is in it or could be: nothing is to be sent before the next event or read."""
+        """The level, if `subscriber` is in it or could be: nothing is to be sent before the next event or read.
+
+        An empty level expects from then on what follows the subscriber's cursor.
+        """
         if self.burst.count > 0:
             return None
         if not subscriber.is_level:

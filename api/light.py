@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import structlog
 
@@ -18,7 +18,7 @@ logger = structlog.get_logger(__name__)
 _TURNS = 20
 
 
-class LightSocket(asyncio.Protocol):
+class LightSocket(asyncio.Protocol, ABC):
     """The connection of a subscriber that is level with its job: the level's member, and its own line.
 
     Whatever is not told here wakes it: a whole socket takes its place, and what has happened happens to that one.

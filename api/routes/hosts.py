@@ -18,9 +18,7 @@ router = APIRouter(prefix="/hosts", tags=["hosts"])
 
 Name = Annotated[str, Path(pattern=HOST_NAME)]
 # `2025-01-07T10:15:00Z`, as everywhere.
-SECONDS = orjson.OPT_OMIT_MICROSECONDS | orjson.OPT_UTC_Z
-
-
+_SECONDS = orjson.OPT_OMIT_MICROSECONDS | orjson.OPT_UTC_Z
 # What a page costs grows with it, and a gateway that has not answered in 2 s gives up.
 PAGE = 1_000
 
@@ -49,7 +47,7 @@ def _page(fleet: Fleet, limit: int, cursor: str | None, job_id: int | None) -> b
     """Written here, in a thread and as the record has it: as objects, a thousand hosts with eight GPUs each would hold
     up the event loop, and with it every socket, for 0.2 s."""
     items, next_cursor = fleet.page(limit, cursor, job_id)
-    return orjson.dumps({"items": items, "next_cursor": next_cursor}, option=SECONDS)
+    return orjson.dumps({"items": items, "next_cursor": next_cursor}, option=_SECONDS)
 
 
 @router.post("/{name}/drain")
