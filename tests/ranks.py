@@ -32,10 +32,14 @@ class Rank:
 
 @contextmanager
 def started(attempt: Attempt, world: int, *arguments: str, **environment: str) -> Iterator[list[Rank]]:
-    """The ranks of `python script …`, in order, which end as trainers do; those that still run at the end are killed."""
+    """The ranks of `python script …`, in order, which end as trainers do; those still running are killed at the end."""
     port = str(free_port())
     ranks = [
-        Rank(attempt.start("-m", "tests.as_trainer", *arguments, checkout=CHECKOUT, **variables(rank, world, port), **environment))
+        Rank(
+            attempt.start(
+                "-m", "tests.as_trainer", *arguments, checkout=CHECKOUT, **variables(rank, world, port), **environment
+            )
+        )
         for rank in range(world)
     ]
     try:
