@@ -13,13 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from epochcast import environment
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Not the script's, even where it lies in the same folder: this code itself, and what is installed.
 OURS = tuple(
     f"{folder}{os.sep}" for folder in (*(CHECKOUT / name for name in ("worker", "shared", "epochcast")), sys.prefix)
 )
 
+# Where the classes of DDP, FSDP, device meshes and process groups are defined.
+PARALLEL = ("torch.distributed.", "torch.nn.parallel.")
 _CALLED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+
+_kept: list[object] = []
 
 
 def leave(code: int, folder: str) -> NoReturn:
@@ -31,6 +37,8 @@ def leave(code: int, folder: str) -> NoReturn:
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    if _is_one_of_many():
+        _kept.extend(_parallel())
     _take_apart(folder)
     for thing in gc.get_objects():
         # By type: `isinstance` asks the object itself, and libraries have some that answer with a warning.
@@ -40,6 +48,26 @@ def leave(code: int, folder: str) -> NoReturn:
     _flush(sys.stderr)
     ctypes.CDLL(None).fflush(None)  # what native libraries write by way of C's own streams
     os._exit(code)
+
+
+def _parallel() -> list[object]:
+    """What holds process groups. A group that is freed waits for gloo's threads with Python's lock in its hand, for
+    which they may wait (torch 2.13): once in some hundred ends of DDP in a script's module, a rank never ended."""
+    things = gc.get_objects()
+    kinds = {id(type(thing)): type(thing) for thing in things}
+    parallel = {
+        number
+        for number, kind in kinds.items()
+        if any(str(base.__module__).startswith(PARALLEL) for base in kind.__mro__)
+    }
+    return [thing for thing in things if id(type(thing)) in parallel]
+
+
+def _is_one_of_many() -> bool:
+    try:
+        return environment.world_size() > 1
+    except ValueError:  # the script's own number
+        return True
 
 
 def _take_apart(folder: str) -> None:

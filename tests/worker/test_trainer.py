@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,30 @@ import epochcast.client
     code, output, _ = train(checkout, tmp_path, script, threads=2)
     assert code == 0, output
     assert output.splitlines()[:2] == ["[]", f"__main__ 2 ['{checkout}/worker/recipes/mine.py']"]
+
+
+@pytest.mark.parametrize(("world", "freed"), [(1, "freed"), (2, "")])
+def test_a_rank_does_not_free_a_ddp_model_that_its_script_still_holds(
+    checkout: Path, tmp_path: Path, world: int, freed: str
+) -> None:
+    """Its process group would end with it, and may wait for ever; a process alone frees all that a script holds."""
+    script = """
+    import os, sys, weakref
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model = DistributedDataParallel(torch.nn.Linear(2, 2))
+    say = eval("lambda _: os.write(1, b'freed')", {"os": os})  # doesn't hold this module
+    sys.kept = weakref.ref(model, say)
+    dist.destroy_process_group()
+    """
+    path = tmp_path / "attempt/train.py"
+    with listening(path.parent, script=str(path)) as attempt:
+        path.write_text(textwrap.dedent(script))
+        process = attempt.start("-m", "worker.trainer", checkout=checkout, WORLD_SIZE=str(world), RANK="0")
+        code, output = finished(process)
+    assert (code, output) == (0, freed)
 
 
 def test_printed_lines_leave_the_process_at_once(checkout: Path, tmp_path: Path) -> None:
