@@ -8,6 +8,7 @@ import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
 import { words } from '../src/submit/shell.ts';
 import { ago, bytes, duration, number, percent } from '../src/ui/format.ts';
+import { nextPart } from '../src/ui/useSpread.ts';
 
 const SPEC: Spec = {
   name: 'digits',
@@ -293,4 +294,16 @@ test('numbers and times are short, and 100 % only when it is all', () => {
   );
   assert.deepEqual([bytes(1023), bytes(1536), bytes(5 * 2 ** 30)], ['1023 B', '1.5 KiB', '5.0 GiB']);
   assert.equal(ago('2026-11-24T10:00:00Z', Date.parse('2026-11-24T12:30:00Z')), '2 h ago');
+});
+
+test('a list that changes is painted a part at a time, and each row has its turn', () => {
+  const wanted = ['a2', 'b1', 'c2', 'd2', 'e2'];
+  const first = nextPart(['a1', 'b1', 'c1', 'd1', 'e1'], wanted, 0, 2);
+  assert.deepEqual(first, { painted: ['a2', 'b1', 'c2', 'd1', 'e1'], end: 3 });
+  const newer = ['a3', 'b3', 'c3', 'd3', 'e3'];
+  const second = nextPart(first.painted, newer, first.end, 2);
+  assert.deepEqual(second, { painted: ['a2', 'b1', 'c2', 'd3', 'e3'], end: 5 });
+  const third = nextPart(second.painted, newer, second.end, 9);
+  assert.deepEqual(third.painted, newer);
+  assert.deepEqual(nextPart(newer, newer, third.end, 2).painted, newer);
 });

@@ -6,6 +6,7 @@ import { Link, setQuery } from '../app/router.tsx';
 import type { Job } from '../rest/types.ts';
 import { ago, duration, number, percent } from '../ui/format.ts';
 import { Bar, JobStatus } from '../ui/JobStatus.tsx';
+import { useSpread } from '../ui/useSpread.ts';
 import { useWindowed } from '../ui/useWindowed.ts';
 import type { SortKey, Wanted } from './liveJobs.ts';
 
@@ -33,6 +34,7 @@ interface TableProps {
 export function JobTable({ jobs, wanted, picked, onPick, onEnd, isRead }: TableProps) {
   const body = useRef<HTMLTableSectionElement>(null);
   const { first, end } = useWindowed(body, null, jobs.length, ROW_PX);
+  const rows = useSpread(jobs.slice(first, end), idOf);
   const now = useNow(5000);
   useEffect(() => {
     if (isRead && end >= jobs.length) onEnd();
@@ -66,7 +68,7 @@ export function JobTable({ jobs, wanted, picked, onPick, onEnd, isRead }: TableP
             <td colSpan={9} />
           </tr>
         )}
-        {jobs.slice(first, end).map((job, index) => (
+        {rows.map((job, index) => (
           <Row
             key={job.job_id}
             job={job}
@@ -139,6 +141,10 @@ const Row = memo(function Row({ job, index, isPicked, onPick, since }: RowProps)
     </tr>
   );
 });
+
+function idOf(job: Job): number {
+  return job.job_id;
+}
 
 /** Where it runs, why it waits, why it failed: one line. */
 function placeOf(job: Job): string {

@@ -1,6 +1,6 @@
 /** All jobs, live: filtered, searched, sorted; thousands of them, of which only those on the screen are painted. */
 
-import { useEffect, useMemo, useState } from 'react';
+import { useCallback, useEffect, useMemo, useState } from 'react';
 import { go, Link, setQuery, useQuery } from '../app/router.tsx';
 import type { Status } from '../stream/index.ts';
 import { Notice, Trouble } from '../ui/Notice.tsx';
@@ -26,14 +26,15 @@ export function JobsPage() {
     if (needsAll && hasMore) readMore();
   }, [needsAll, hasMore, readMore]);
 
-  const pick = (jobId: number, isPicked: boolean) => {
+  // One function for all time: a new one would paint every row anew.
+  const pick = useCallback((jobId: number, isPicked: boolean) => {
     setPicked((before) => {
       const next = new Set(before);
       if (isPicked) next.add(jobId);
       else next.delete(jobId);
       return next;
     });
-  };
+  }, []);
 
   return (
     <>
