@@ -8,6 +8,7 @@ from shared.claims import Claim, ProcessIdentity, claim
 from shared.database import Database
 from shared.fleet import Fleet, GpuState, HostState
 from shared.placement import place
+from shared.store import Store
 from shared.tables import jobs
 
 IDENTITY = ProcessIdentity("boot", "namespace", 1, 1)
@@ -18,6 +19,11 @@ def spec(total_epochs: int = 10, **fields: object) -> TrainingJobSpec:
     resources = {name: fields.pop(name) for name in Resources.model_fields if name in fields}
     content = {"recipe": "image-classifier", "total_epochs": total_epochs, "resources": resources, **fields}
     return TrainingJobSpec.model_validate(content)
+
+
+def create(store: Store, owner: str = "alice", **fields: object) -> int:
+    """A queued job's number."""
+    return store.create(spec(**fields), owner)[0].job_id  # type: ignore[arg-type]
 
 
 def host_state(name: str = "host-1", slots: int = 2, gpus: int = 0, free_gib: float = 40.0) -> HostState:

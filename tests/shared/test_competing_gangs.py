@@ -3,9 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
 
-import pytest
 import sqlalchemy as sa
 
 from epochcast.jobs import Status
@@ -25,13 +23,6 @@ from tests.waiting import wait_until
 
 JOBS = 12
 PATIENCE_S = 0.3
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    yield opened
-    opened.close()
 
 
 class Fleet:

@@ -1,7 +1,6 @@
 """What should be rare is counted once for the whole fleet, with the transaction that it belongs to."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,11 +12,9 @@ from tests.shared.records import add_host, claim_placed, expire_lease, host_stat
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    add_host(opened, host_state())
-    yield opened
-    opened.close()
+def database(database: Database) -> Database:
+    add_host(database, host_state())
+    return database
 
 
 def test_a_reap_is_counted_with_the_job_that_it_takes_back_and_no_other_look(database: Database) -> None:

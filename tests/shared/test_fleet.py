@@ -1,7 +1,6 @@
 """Hosts in the record: whose name it is, what a heartbeat tells, and clocks that disagree."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +21,6 @@ from tests.shared.records import add_host, claim_placed, host_state, record_of, 
 
 HOUR_S = 3600.0
 LEASE_S = 120.0
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    yield opened
-    opened.close()
 
 
 def gone(_instance: str) -> bool:

@@ -1,9 +1,7 @@
 """Jobs on several hosts are placed on all of them or on none, on SQLite and PostgreSQL."""
 
 import threading
-from collections.abc import Iterator
 
-import pytest
 import sqlalchemy as sa
 
 from api.plan import plan
@@ -14,18 +12,6 @@ from shared.store import Store
 from shared.tables import gpus, placements
 from tests.shared.gangs import add_hosts, create_gang, placed_hosts
 from tests.shared.records import add_host, host_state, spec
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
 
 
 def gpu_host(name: str, *models: str) -> HostState:

@@ -1,7 +1,5 @@
 """An attempt on several hosts ends only after all of them; what members say arrives once; on SQLite and PostgreSQL."""
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 
@@ -19,16 +17,9 @@ from tests.shared.records import add_host, expire_lease, host_state, record_of
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    add_hosts(opened, 2)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def database(database: Database) -> Database:
+    add_hosts(database, 2)
+    return database
 
 
 def outcomes(database: Database, job_id: int) -> list[str | None]:

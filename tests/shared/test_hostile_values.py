@@ -1,7 +1,5 @@
 """What scripts and users may hand in and no database or placing pass may stumble over, on SQLite and PostgreSQL."""
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -23,16 +21,9 @@ STORED = "a\ufffdb\ufffdc"
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    add_host(opened, host_state(slots=9, gpus=1))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def database(database: Database) -> Database:
+    add_host(database, host_state(slots=9, gpus=1))
+    return database
 
 
 def test_an_error_with_characters_that_sql_has_not_ends_its_job_all_the_same(database: Database, store: Store) -> None:

@@ -1,8 +1,5 @@
 """What a lost attempt leaves: the job's place in the line, other hosts first, and GPUs as they are."""
 
-from collections.abc import Iterator
-
-import pytest
 import sqlalchemy as sa
 
 from shared.claims import claim
@@ -13,23 +10,7 @@ from shared.recovery import Recovery
 from shared.store import Store
 from shared.tables import attempts, avoided_hosts, gpus
 from tests.shared.gangs import create_gang, expire_member, placed_hosts, start
-from tests.shared.records import IDENTITY, add_host, claim_placed, expire_lease, host_state, record_of, spec
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
-
-
-def create(store: Store, **fields: object) -> int:
-    return store.create(spec(**fields), "alice")[0].job_id  # type: ignore[arg-type]
+from tests.shared.records import IDENTITY, add_host, claim_placed, create, expire_lease, host_state, record_of
 
 
 def lose(database: Database, job_id: int, host: str, reason: str = "disk full", **how: str) -> None:

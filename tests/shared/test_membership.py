@@ -1,7 +1,5 @@
 """Places on several hosts: claimed alone, started together, released together, on SQLite and PostgreSQL."""
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 
@@ -30,16 +28,9 @@ from tests.shared.gangs import (
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    add_hosts(opened, 3)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def database(database: Database) -> Database:
+    add_hosts(database, 3)
+    return database
 
 
 def member_rows(database: Database, job_id: int) -> list[tuple[int, int, int | None]]:

@@ -1,9 +1,7 @@
 """Which job goes where, and why the others wait, on SQLite and PostgreSQL."""
 
 import threading
-from collections.abc import Iterator
 
-import pytest
 import sqlalchemy as sa
 
 from epochcast.jobs import Status
@@ -13,23 +11,7 @@ from shared.placement import PLACED_AT_ONCE, Placed, place
 from shared.recovery import Recovery
 from shared.store import Store
 from shared.tables import gpus, hosts, jobs, placements
-from tests.shared.records import add_host, claim_placed, host_state, spec
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
-
-
-def create(store: Store, owner: str = "alice", **fields: object) -> int:
-    return store.create(spec(**fields), owner)[0].job_id  # type: ignore[arg-type]
+from tests.shared.records import add_host, claim_placed, create, host_state, spec
 
 
 def test_priority_then_age_decides_who_gets_the_last_slot(database: Database, store: Store) -> None:

@@ -32,11 +32,6 @@ def database(postgres_url: str) -> Iterator[Database]:
     opened.close()
 
 
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
-
-
 class Meanwhile:
     """Runs `act` in a thread while the test's own transaction is open."""
 

@@ -1,8 +1,5 @@
 """A job that needs much and has waited long gets room kept for it; small ones take only what can't delay it."""
 
-from collections.abc import Iterator
-
-import pytest
 import sqlalchemy as sa
 
 from shared.attempt import ProgressState
@@ -16,25 +13,9 @@ from shared.tables import gpus, jobs
 from shared.vacancies import ENDING_S
 from shared.waiting_reason import KEPT
 from tests.shared.gangs import create_gang
-from tests.shared.records import IDENTITY, add_host, host_state, record_of, spec
+from tests.shared.records import IDENTITY, add_host, create, host_state, record_of, spec
 
 LIMIT_S = 300.0
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
-
-
-def create(store: Store, **fields: object) -> int:
-    return store.create(spec(**fields), "alice")[0].job_id  # type: ignore[arg-type]
 
 
 def placed(database: Database) -> set[int]:

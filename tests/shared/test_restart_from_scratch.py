@@ -1,7 +1,5 @@
 """A run that was started again from scratch has nothing to do with what came before it, on SQLite and PostgreSQL."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from epochcast.events import EventId
@@ -16,11 +14,9 @@ from tests.shared.records import add_host, claim_placed, host_state, record_of, 
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    add_host(opened, host_state())
-    yield opened
-    opened.close()
+def database(database: Database) -> Database:
+    add_host(database, host_state())
+    return database
 
 
 def checkpoint(record: AttemptRecord, key: str, loss: float) -> list[str]:

@@ -1,6 +1,5 @@
 """Whether a host lives and whether its jobs train are two things, shown apart."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,9 @@ from tests.shared.records import add_host, claim_placed, host_state, record_of, 
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    add_host(opened, host_state())
-    yield opened
-    opened.close()
+def database(database: Database) -> Database:
+    add_host(database, host_state())
+    return database
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -26,16 +26,9 @@ from worker.job_state import complete_message
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    add_host(opened, host_state(slots=100, gpus=2))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: Database) -> Store:
-    return Store(database)
+def database(database: Database) -> Database:
+    add_host(database, host_state(slots=100, gpus=2))
+    return database
 
 
 def unannounced(store: Store, job_id: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Of many dispatchers one makes each second's pass, and none is needed for it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -20,13 +20,6 @@ from tests.shared.records import add_host, host_state, spec
 from tests.waiting import wait_until
 
 HOUR_S = 3600.0
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url, connections=12)
-    yield opened
-    opened.close()
 
 
 def test_of_all_who_ask_at_once_one_has_the_turn(database: Database) -> None:

@@ -1,6 +1,6 @@
 """Writes that are tried again because nobody knows whether they happened, on SQLite and PostgreSQL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
@@ -24,11 +24,9 @@ Result = TypeVar("Result")
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    add_host(opened, host_state(gpus=2))
-    yield opened
-    opened.close()
+def database(database: Database) -> Database:
+    add_host(database, host_state(gpus=2))
+    return database
 
 
 @pytest.fixture
