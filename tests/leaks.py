@@ -8,6 +8,8 @@ from shared.processes import adopt_orphans
 
 # Python's own helper, started once and kept.
 _HARMLESS = ("multiprocessing.resource_tracker",)
+KEPT: set[int] = set()
+"""Processes of the tests themselves, started once and kept."""
 
 
 def watch_orphans() -> None:
@@ -20,7 +22,7 @@ def children() -> set[psutil.Process]:
     found = set()
     for child in psutil.Process().children():
         try:
-            if child.status() == psutil.STATUS_ZOMBIE:
+            if child.status() == psutil.STATUS_ZOMBIE or child.pid in KEPT:
                 continue
             if not any(word in " ".join(child.cmdline()) for word in _HARMLESS):
                 found.add(child)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.waiting import wait_until
 from worker.unix_address import bind_at
 
@@ -54,20 +55,28 @@ class Attempt:
 
     def start(self, *arguments: str, checkout: Path = CHECKOUT, **environment: str) -> subprocess.Popen[str]:
         """`python …` in the attempt's folder, with the environment that a supervisor gives a trainer."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        told = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **self.environment}
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.folder,
-            env={**kept, **told, **environment},
+            env=self._told(checkout, environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def train(self, checkout: Path = CHECKOUT) -> tuple[int, str]:
-        """Exit code and output of a whole `python -m worker.trainer`."""
-        return finished(self.start("-m", "worker.trainer", checkout=checkout))
+    def start_warm(self, *arguments: str, **environment: str) -> warm.Forked:
+        """The same, forked from a process that has torch loaded."""
+        return warm.start(arguments, self.folder, self._told(CHECKOUT, environment))
+
+    def _told(self, checkout: Path, more: dict[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return {**kept, "PYTHONPATH": str(checkout), **warm.FIXED, **self.environment, **more}
+
+    def train(self, checkout: Path | None = None) -> tuple[int, str]:
+        """Exit code and output of a whole `python -m worker.trainer`; of a cold one for another checkout."""
+        trainer = ("-m", "worker.trainer")
+        process = self.start_warm(*trainer) if checkout is None else self.start(*trainer, checkout=checkout)
+        return finished(process)
 
     def settle(self) -> None:
         """Until everything that an ended process said has been read."""
@@ -84,9 +93,9 @@ class Attempt:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def finished(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
+def finished(process: subprocess.Popen[str] | warm.Forked, timeout_s: float = 300) -> tuple[int, str]:
     output, _ = process.communicate(timeout=timeout_s)
-    return process.returncode, output
+    return process.wait(), output
 
 
 @contextmanager

@@ -1,25 +1,24 @@
 """Starts the ranks of a script as torchrun does: one process each, with its variables, on this machine."""
 
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.listening import CHECKOUT, Attempt
+from tests.listening import Attempt
+from tests.warm import Forked
 
 
 class Rank:
     """One process, and the lines it has printed so far."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Forked) -> None:
         self.process = process
         self.lines: list[str] = []
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
-        assert self.process.stdout is not None
         with self.process.stdout as output:
             self.lines.extend(line.rstrip("\n") for line in output)
 
@@ -35,12 +34,7 @@ def started(attempt: Attempt, world: int, *arguments: str, **environment: str) -
     """The ranks of `python script …`, in order, which end as trainers do; those still running are killed at the end."""
     port = str(free_port())
     ranks = [
-        Rank(
-            attempt.start(
-                "-m", "tests.as_trainer", *arguments, checkout=CHECKOUT, **variables(rank, world, port), **environment
-            )
-        )
-        for rank in range(world)
+        Rank(attempt.start_warm(*arguments, **variables(rank, world, port), **environment)) for rank in range(world)
     ]
     try:
         yield ranks

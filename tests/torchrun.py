@@ -2,17 +2,17 @@
 
 import contextlib
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import distributed
 
-from tests.listening import CHECKOUT, Attempt, finished
+from tests.listening import Attempt, finished
+from tests.warm import Forked
 
 
 @contextmanager
-def started(attempt: Attempt, count: int, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+def started(attempt: Attempt, count: int, *arguments: str) -> Iterator[list[Forked]]:
     """`python …` once a rank, `-m worker.trainer` by default; those that still run at the end are killed."""
     # As torchrun's agent has one: it takes a free port itself, so that no two tests race for one.
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -27,7 +27,7 @@ def started(attempt: Attempt, count: int, *arguments: str) -> Iterator[list[subp
     try:
         for rank in range(count):
             told |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(attempt.start(*(arguments or ("-m", "worker.trainer")), checkout=CHECKOUT, **told))
+            processes.append(attempt.start_warm(*(arguments or ("-m", "worker.trainer")), **told))
         yield processes
     finally:
         for process in processes:
