@@ -146,6 +146,7 @@ def _run(arguments: list[str]) -> None:
     match arguments:
         case ["-m", module, *rest]:
             sys.argv = [module, *rest]
+            sys.modules.pop(module, None)  # it runs as `__main__`
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         case ["-c", code, *rest]:
             sys.argv = ["-c", *rest]

@@ -1,13 +1,12 @@
 """Runs scripts that import nothing of epochcast as a job's own, under a listening supervisor."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.listening import CHECKOUT, Attempt, finished, listening
+from tests.listening import Attempt, finished, listening
 
 Train = Callable[..., tuple[int, str, Attempt]]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -16,17 +15,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A checkout with one more recipe, `mine`."""
-    root = tmp_path / "checkout"
-    shutil.copytree(CHECKOUT / "worker", root / "worker", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "epochcast").symlink_to(CHECKOUT / "epochcast")
-    (root / "shared").symlink_to(CHECKOUT / "shared")
-    return root
-
-
-@pytest.fixture
-def train(checkout: Path, tmp_path: Path) -> Train:
+def train(tmp_path: Path) -> Train:
     """Trains a script (its text, or the name of one in `scripts/`) through `worker/trainer.py` to its end.
 
     `during(attempt, process)` is called while it runs.
@@ -34,9 +23,10 @@ def train(checkout: Path, tmp_path: Path) -> Train:
 
     def run(script: str, during: Callable[..., None] | None = None, **told: Any) -> tuple[int, str, Attempt]:
         text = (SCRIPTS / script).read_text() if script.endswith(".py") else script
-        (checkout / "worker/recipes/mine.py").write_text(text)
-        with listening(tmp_path / "attempt", recipe="mine", **told) as attempt:
-            process = attempt.start("-m", "worker.trainer", checkout=checkout, HOME=str(tmp_path), **OFFLINE)
+        path = tmp_path / "attempt/train.py"
+        with listening(path.parent, script=str(path), **told) as attempt:
+            path.write_text(text)
+            process = attempt.start_warm("-m", "worker.trainer", HOME=str(tmp_path), **OFFLINE)
             try:
                 if during is not None:
                     during(attempt, process)

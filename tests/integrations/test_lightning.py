@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_early_stopping_ends_the_story_where_it_ends_the_training(train: Train) 
 def test_randomness_is_the_scripts_own(train: Train) -> None:
     _, inside, attempt = train(BORING)
     by_hand = subprocess.run(
-        [*attempt.start("-c", "").args[:1], SCRIPTS / "lightning_boring.py"],  # type: ignore[index]
+        [sys.executable, SCRIPTS / "lightning_boring.py"],
         cwd=attempt.folder, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert drawn(inside) == drawn(by_hand.stdout)
