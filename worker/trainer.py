@@ -146,15 +146,21 @@ def limit_threads(threads: int | None) -> None:
 def _left(leaving: SystemExit, job: JobFile, script: Path, folder: Path, *, is_child: bool) -> int:
     """`sys.exit(3)` is the script's own word; `sys.exit("text")` says why, and that is worth more than a code 1."""
     if leaving.code is None or isinstance(leaving.code, int):
-        if not leaving.code and not is_child:
+        code = _as_python_exits(leaving.code or 0)
+        if code == 0 and not is_child:
             integrations.script_ended()
-        return leaving.code or 0
+        return code
     print(leaving.code, file=sys.stderr)
     if is_child:
         return 1
     message = failures.cut(str(leaving.code), failures.MESSAGE_BYTES)
     _send(_typed(leaving, job, script, folder).model_copy(update={"message": message, "detail": None, "exit_code": 1}))
     return 1
+
+
+def _as_python_exits(code: int) -> int:
+    """What is left of a number as a process's exit code: eight bits, and of one that is no C long, 255."""
+    return code & 0xFF if -(2**63) <= code < 2**63 else 255
 
 
 def _report_environment(error: Exception) -> None:

@@ -125,6 +125,9 @@ def test_every_end_by_exception_is_a_typed_error(
         ("", 0),
         ("import sys; sys.exit()", 0),
         ("import sys; sys.exit(3)", 3),
+        ("import sys; sys.exit(256)", 0),
+        ("import sys; sys.exit(-1)", 255),
+        ("import sys; sys.exit(2**70)", 255),
         ("import os; os.abort()", -signal.SIGABRT),
     ],
 )
