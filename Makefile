@@ -56,7 +56,7 @@ up: setup
 # A wait that was too short, as on a busy machine, gets one second chance and is named in the summary (RERUN); anything
 # else fails at once.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --reruns=1 \
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --reruns=1 \
 		--only-rerun='in vain|TimeoutExpired|from pytest-timeout' $(ARGS)
 
 faults: setup

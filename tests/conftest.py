@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -30,11 +31,22 @@ def pytest_configure(config: pytest.Config) -> None:
     leaks.watch_orphans()
 
 
+_TOGETHER = ("tests/faults/", "tests/dashboard/")
+
+
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """`--dist=loadfile`, but the tests of faults stay together: their clusters cost a minute to make."""
+    """`--dist=loadfile`, but folders whose tests share a cluster or a platform stay together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "faults" if nodeid.startswith("tests/faults/") else str(super()._split_scope(nodeid))
+        file = str(super()._split_scope(nodeid))
+        return next((folder for folder in _TOGETHER if file.startswith(folder)), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests may take long come first, then those with many, so that all workers end at about one time."""
+    counts = Counter(item.path for item in items)
+    long = {item.path for item in items if item.get_closest_marker("timeout") is not None}
+    items.sort(key=lambda item: (item.path not in long, -counts[item.path]))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
@@ -216,7 +228,11 @@ def make_settings(database_url: str, redis_url: str, folder: Path) -> Settings:
     )
 
 
-@pytest.fixture(scope="session")
+# Ended with the file: ten processes that wait wake up some thirty times a second, which costs a third of a core where
+# memory that rests is taken back.
+
+
+@pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The whole platform as `epochcast up --no-auth` starts it: own Redis, SQLite, gateway, worker."""
     with Platform(tmp_path_factory.mktemp("platform"), "--no-auth") as running:
@@ -224,7 +240,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def platform_with_auth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The whole platform as `epochcast up` starts it; `platform_with_auth.token` may do everything."""
     with Platform(tmp_path_factory.mktemp("platform-auth")) as running:
