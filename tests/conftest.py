@@ -43,9 +43,13 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests may take long come first, then those with many, so that all workers end at about one time."""
+    """What takes long comes first, then files with many tests, so that all workers end at about one time."""
     counts = Counter(item.path for item in items)
-    long = {item.path for item in items if item.get_closest_marker("timeout") is not None}
+    long = {
+        item.path
+        for item in items
+        if item.get_closest_marker("timeout") is not None or item.nodeid.startswith(_TOGETHER)
+    }
     items.sort(key=lambda item: (item.path not in long, -counts[item.path]))
 
 
