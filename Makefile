@@ -12,7 +12,7 @@ DASHBOARD_SOURCES := $(shell find dashboard -type f -not -path '*/node_modules/*
 NODE_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 BENCH_STAMP := .venv/.set-up-bench
 
-JOBS ?= 3
+JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

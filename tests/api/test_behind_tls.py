@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-PING_S = 0.3
+PING_S = 1.0
 
 
 async def test_every_message_arrives_once_and_the_close_with_its_reason(

@@ -176,13 +176,15 @@ async def test_a_foreign_origin_gets_403_before_accept(socket_gateway: ThreadGat
 
 async def test_the_11th_subscriber_of_a_job(socket_gateway: ThreadGateway, training: Training) -> None:
     url = socket_gateway.url(training.job_id)
-    held = [await connect(url) for _ in range(10)]
+    held = [await _accepted(url) for _ in range(10)]
     assert await read_all(url) == ([], 1013, "too many connections")
-    await held.pop().close()
+    assert (first := held.pop()) is not None
+    await first.close()
     async with asyncio.timeout(30):
         while (again := await _accepted(url)) is None:  # the place is given back a moment after the close
             pass
     for socket in [*held, again]:
+        assert socket is not None
         await socket.close()
 
 

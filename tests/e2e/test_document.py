@@ -117,7 +117,7 @@ def test_the_polling_loop_ends_when_the_job_does(platform: Platform, tmp_path: P
 @pytest.mark.parametrize("part", [0, 1], ids=["subprotocol", "query"])
 def test_the_ways_to_authenticate_from_a_browser(platform_with_auth: Platform, tmp_path: Path, part: int) -> None:
     platform = platform_with_auth
-    job_id = submit(platform, total_epochs=1)
+    job_id = submit(platform, total_epochs=20)  # still on its way when Node has started
     sections = [
         snippet("Authentication", "javascript").replace("your_jwt_token", str(platform.token)),
         f"const token = {json.dumps(platform.token)};\n" + query_snippet(),

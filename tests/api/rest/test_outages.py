@@ -24,7 +24,8 @@ def within(seconds: float) -> Iterator[None]:
     """The contract's own limits; twice, because these cores have other work."""
     started = time.monotonic()
     yield
-    assert time.monotonic() - started < 2 * seconds
+    passed = time.monotonic() - started
+    assert passed < 2 * seconds, f"an answer in {seconds} s was waited for in vain: it took {passed:.1f} s"
 
 
 def refused_for_want_of_sql(response: httpx2.Response) -> None:
@@ -84,7 +85,9 @@ def test_without_redis_everything_but_live_events_answers(
         redis_server.kill() if how == "killed" else redis_server.pause()
         try:
             with within(1):
-                job_id = submit(client)["job_id"]
+                response = client.post(JOBS, json=DIGITS)
+                assert response.status_code == 201, f"the gateway waited for SQL in vain: {response.text}"
+                job_id = response.json()["job_id"]
             for path in (
                 f"{JOBS}/{job_id}",
                 f"{JOBS}/{before}",
