@@ -43,6 +43,21 @@ def test_without_a_token_the_page_asks_for_one_and_says_why_it_refuses(
     assert page.evaluate("sessionStorage.length") == 0
 
 
+@pytest.mark.parametrize("token", ["eyJhbGciOi.eyJzdWIi.c2ln)", "eyJ%20eyJ", "eyJ%E2%80%A6"])
+def test_a_link_whose_token_was_damaged_on_its_way_asks_for_another(
+    running: Platform, new_context: NewContext, token: str
+) -> None:
+    page = new_context().new_page()
+    page.goto(f"{running.url}/#token={token}")
+    expect(page.get_by_role("alert")).to_contain_text("token")
+    page.get_by_label("Token").fill("eyJ…")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("copy it again")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
+
+
 def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new_context: NewContext) -> None:
     secret = (running.data_dir / "secret").read_text().strip()
     token = tokens.create("alice", ("jobs:read",), days=8 / 86_400, secret=secret)
