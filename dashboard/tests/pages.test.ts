@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { whoIs } from '../src/app/session.ts';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
 import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
 import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
@@ -280,6 +281,15 @@ test('a draft like an earlier job holds only what was not the default', () => {
     [draft.options.name, draft.options.tags, draft.options.total_epochs, draft.options.nodes],
     ['digits', 'demo', '', ''],
   );
+});
+
+test('a token says whose it is, whether its scopes are words or a list', () => {
+  const token = (scope: unknown) =>
+    `head.${Buffer.from(JSON.stringify({ sub: 'ällice', scope })).toString('base64url')}.`;
+  const who = { owner: 'ällice', scopes: ['jobs:read', 'jobs:write'] };
+  assert.deepEqual(whoIs(token('jobs:read jobs:write')), who);
+  assert.deepEqual(whoIs(token(['jobs:read', 'jobs:write'])), who);
+  assert.equal(whoIs('nonsense'), null);
 });
 
 test('numbers and times are short, and 100 % only when it is all', () => {
