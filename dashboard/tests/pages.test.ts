@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import { whoIs } from '../src/app/session.ts';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
 import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
-import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
+import { chosen, countByStatus, hasNewJob, lossOf, merged, withFleet, withMessage } from '../src/jobs/liveJobs.ts';
+import type { Wanted } from '../src/jobs/liveJobs.ts';
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
@@ -117,6 +118,20 @@ test('steps of the whole run stay as they are, those that begin anew in each epo
   assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2, 3], step: [0, 5, 0, 5, 0] }).x, [0, 5, 10, 15, 20]);
   assert.deepEqual(stepColumnsOf({ epoch: [1, 2, 3], step: [0, 0, 0] }).x, [0, 1, 2]);
   assert.deepEqual(stepColumnsOf(null).x, []);
+});
+
+test('a job without a loss is no job whose loss is NaN', () => {
+  assert.equal(lossOf(job(1, { current_loss: 0.5, metrics: { loss: 0.5 } })), 0.5);
+  assert.equal(lossOf(job(1, { current_loss: null, metrics: { loss: null } })), null);
+  assert.equal(lossOf(job(1, { current_loss: null, metrics: { val_accuracy: 0.9 } })), undefined);
+});
+
+test('running jobs count also while they are older than what was read', () => {
+  const older: JobMessage = { ...complete, type: 'progress', status: 'running', job_id: 1 } as JobMessage;
+  assert.deepEqual(countByStatus([job(2, { status: 'queued' }), job(3)], new Map([[1, older]])), {
+    queued: 1,
+    running: 2,
+  });
 });
 
 test('pages read at different times make one list, each job as it was read last', () => {

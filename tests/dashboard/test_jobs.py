@@ -12,6 +12,7 @@ from shared.database import Database
 from shared.settings import Settings
 from shared.store import Store
 from tests.api.rest.served import Served
+from tests.api.training import Training
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, submit
 from tests.platform import Platform
@@ -83,6 +84,26 @@ def test_a_waiting_job_says_why_it_waits(dashboard: Dashboard, client: httpx2.Cl
     expect(dashboard.row(job_id)).to_contain_text("needs 8 GPUs")
     client.post(f"/training-jobs/{job_id}/stop")
     expect(dashboard.row(job_id).locator(".status")).to_have_text("stopped")
+
+
+def test_a_running_job_that_is_older_than_the_newest_page_counts(
+    sqlite_settings: Settings, new_context: NewContext
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training.report(3)
+    training.archive()
+    store = Store(database)
+    for _ in range(250):
+        store.create(TrainingJobSpec(recipe="image-classifier", resources=Resources(gpus=4)), "alice")
+    with Served(sqlite_settings) as served:
+        token = served.token("alice", "jobs:read", "jobs:all")
+        page = Dashboard.open(new_context().new_page(), served.url, token).page
+        expect(page.get_by_role("button", name=re.compile("^running"))).to_have_text("running 1")
+        expect(page.get_by_role("button", name=re.compile("^queued"))).to_have_text("queued 250")
+        expect(page).to_have_title(re.compile("^1 running"))
+    training.close()
+    database.close()
 
 
 @pytest.fixture

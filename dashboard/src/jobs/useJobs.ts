@@ -3,8 +3,9 @@
 import { useCallback, useEffect, useMemo, useRef, useState } from 'react';
 import { useFleet, usePlatform } from '../app/platform.tsx';
 import type { Job, Page } from '../rest/types.ts';
+import type { Status } from '../stream/index.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
-import { hasNewJob, merged, withFleet } from './liveJobs.ts';
+import { countByStatus, hasNewJob, merged, withFleet } from './liveJobs.ts';
 
 const PAGE = 200;
 /** What changes without an event: places in the queue and why jobs wait. */
@@ -13,6 +14,8 @@ const NEW_JOB_MS = 300;
 
 export interface Jobs {
   readonly jobs: readonly Job[];
+  /** Also of jobs that were not read yet, as far as the fleet tells of them. */
+  readonly counts: Partial<Record<Status, number>>;
   readonly isRead: boolean;
   readonly error: Error | null;
   /** Whether there are older ones that were not read yet. */
@@ -61,5 +64,7 @@ export function useJobs(): Jobs {
   }, [rest, cursor]);
 
   const jobs = useMemo(() => withFleet(read, fleet), [read, fleet]);
-  return { jobs, isRead: newest.data !== null, error: newest.error ?? moreError, hasMore: Boolean(cursor), readMore };
+  const counts = useMemo(() => countByStatus(jobs, fleet), [jobs, fleet]);
+  const error = newest.error ?? moreError;
+  return { jobs, counts, isRead: newest.data !== null, error, hasMore: Boolean(cursor), readMore };
 }
