@@ -4,7 +4,7 @@ import re
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import WebSocketRoute, expect
 
 from epochcast.jobs import Resources, TrainingJobSpec
 from shared import tokens
@@ -65,6 +65,26 @@ def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new
     page = new_context().new_page()
     page.goto(f"{running.url}/#token={token}")
     expect(page.get_by_role("alert")).to_contain_text("expired")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
+
+
+def test_signing_in_again_with_the_same_token_brings_the_live_updates_back(
+    running: Platform, new_context: NewContext
+) -> None:
+    page = new_context().new_page()
+    refusals = [True]
+
+    def socket(route: WebSocketRoute) -> None:
+        if refusals:
+            refusals.pop()
+            route.close(code=1008, reason="invalid token")
+        else:
+            route.connect_to_server()
+
+    page.route_web_socket("**/training-jobs/ws", socket)
+    page.goto(f"{running.url}/#token={running.token}")
     page.get_by_label("Token").fill(str(running.token))
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator(".top [data-phase='live']")).to_be_visible()
