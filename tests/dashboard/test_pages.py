@@ -183,6 +183,21 @@ def test_a_model_shows_where_it_comes_from(
     assert path.name == f"slow-{model}.safetensors"
 
 
+def test_older_models_are_read_once_however_often_one_clicks(dashboard: Dashboard) -> None:
+    def answer(route: Route) -> None:
+        number = 1 if "cursor=" in route.request.url else 2
+        model = {"model_id": number, "job_id": 1, "name": f"m{number}", "owner": "alice", "metrics": {}, "lineage": {}}
+        model |= {"bytes": 1, "sha256": "0", "created_at": "2025-01-07T10:15:00Z"}
+        route.fulfill(json={"items": [model], "next_cursor": "more" if number == 2 else None})
+
+    page = dashboard.page
+    page.route("**/api/v1/models?*", answer)
+    dashboard.go("/models")
+    dashboard.button("Older models").dblclick()
+    expect(page.get_by_role("link", name="m1")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(3)
+
+
 PAGES = ("/", "/submit", "/fleet", "/models", "/compare", "/jobs/{job}", "/models/{model}", "/compare?jobs={job}")
 
 
