@@ -15,6 +15,7 @@ from tests.api.rest.served import Served
 from tests.api.training import Training
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, submit
+from tests.dashboard.proxy import CuttableProxy
 from tests.platform import Platform
 
 pytestmark = pytest.mark.chromium
@@ -97,6 +98,25 @@ def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashb
     expect(row).to_contain_text("appears")
     expect(row.locator(".status")).to_have_text("succeeded")
     expect(row).to_contain_text("100 %")
+
+
+def test_a_gateway_that_falls_silent_is_noticed(running: Platform, new_context: NewContext) -> None:
+    with CuttableProxy(running.url) as proxy:
+        page = new_context().new_page()
+        page.clock.install()
+        Dashboard.open(page, proxy.url, running.token)
+        live = page.locator(".top [data-phase='live']")
+        expect(live).to_be_visible()
+        proxy.swallow()
+        # As a job's own stream: after 20 s of silence somebody else is asked, and nobody answers.
+        page.clock.fast_forward(21_000)
+        expect(live).to_have_count(0)
+        # The list's own call is given up too, and the page says so.
+        expect(page.get_by_role("alert")).to_contain_text("does not answer")
+        proxy.mend()
+        expect(live).to_be_visible()
+        page.clock.fast_forward(10_000)
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_waiting_job_says_why_it_waits(dashboard: Dashboard, client: httpx2.Client) -> None:
