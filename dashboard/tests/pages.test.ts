@@ -3,7 +3,16 @@ import { test } from 'node:test';
 import { whoIs } from '../src/app/session.ts';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
 import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
-import { chosen, countByStatus, hasNewJob, lossOf, merged, withFleet, withMessage } from '../src/jobs/liveJobs.ts';
+import {
+  chosen,
+  countByStatus,
+  hasGap,
+  hasNewJob,
+  lossOf,
+  merged,
+  withFleet,
+  withMessage,
+} from '../src/jobs/liveJobs.ts';
 import type { Wanted } from '../src/jobs/liveJobs.ts';
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
@@ -132,6 +141,13 @@ test('running jobs count also while they are older than what was read', () => {
     queued: 1,
     running: 2,
   });
+});
+
+test('more new jobs than a page holds leave a gap', () => {
+  assert.ok(hasGap([job(3), job(2)], [job(9), job(8)]));
+  assert.ok(!hasGap([job(8), job(7)], [job(9), job(8)]));
+  assert.ok(!hasGap([], [job(9)]));
+  assert.ok(!hasGap([job(9)], []));
 });
 
 test('pages read at different times make one list, each job as it was read last', () => {

@@ -4,7 +4,7 @@ import re
 
 import httpx2
 import pytest
-from playwright.sync_api import WebSocketRoute, expect
+from playwright.sync_api import Route, WebSocketRoute, expect
 
 from epochcast.jobs import Resources, TrainingJobSpec
 from shared import tokens
@@ -142,8 +142,42 @@ def test_a_running_job_that_is_older_than_the_newest_page_counts(
         expect(page.get_by_role("button", name=re.compile("^running"))).to_have_text("running 1")
         expect(page.get_by_role("button", name=re.compile("^queued"))).to_have_text("queued 250")
         expect(page).to_have_title(re.compile("^1 running"))
+        # The rest of the list is read when it is asked for, and what ends while the network is away is not missed.
+        with CuttableProxy(served.url) as proxy:
+            unread = Dashboard.open(new_context().new_page(), proxy.url, token).page
+            expect(unread.get_by_role("button", name=re.compile("^running"))).to_have_text("running 1")
+            dashboard = Dashboard.open(new_context().new_page(), proxy.url, token)
+            dashboard.page.get_by_role("searchbox", name="Search jobs").fill(f"#{training.job_id} test")
+            row = dashboard.row(training.job_id)
+            expect(row.locator(".status")).to_have_text("running")
+            proxy.cut()
+            expect(dashboard.page.locator(".top [data-phase='waiting']")).to_be_visible()
+            training.finish()
+            proxy.mend()
+            expect(row.locator(".status")).to_have_text("succeeded")
+            # Nor where that part of the list was never read.
+            expect(unread.get_by_role("button", name=re.compile("^running"))).to_have_text("running 0")
     training.close()
     database.close()
+
+
+def test_an_older_page_that_could_not_be_read_is_asked_for_again(crowded: Served, new_context: NewContext) -> None:
+    with crowded as served:
+        page = new_context().new_page()
+        fails = [True]
+
+        def answer(route: Route) -> None:
+            if fails:
+                fails.pop()
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route("**/training-jobs?*cursor=*", answer)
+        dashboard = Dashboard.open(page, served.url, served.token("alice", "jobs:read", "jobs:all"))
+        page.get_by_role("searchbox", name="Search jobs").fill("#1 job-1")
+        expect(dashboard.row(1)).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 @pytest.fixture

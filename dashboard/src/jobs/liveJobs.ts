@@ -79,6 +79,12 @@ export function hasNewJob(jobs: readonly Job[], fleet: FleetState): boolean {
   return false;
 }
 
+/** Whether more jobs have come since `known` was read than `newest` holds: there may be some between the two. */
+export function hasGap(known: readonly Job[], newest: readonly Job[]): boolean {
+  if (known.length === 0 || newest.length === 0) return false;
+  return Math.min(...newest.map((job) => job.job_id)) > Math.max(...known.map((job) => job.job_id));
+}
+
 /** Pages read at different times, newest reading of each job, newest job first. */
 export function merged(older: readonly Job[], newer: readonly Job[]): readonly Job[] {
   const byId = new Map(older.map((job) => [job.job_id, job]));
