@@ -305,6 +305,23 @@ test('a script of one’s own says the same as body, command and Python, and an 
   assert.deepEqual(words(`a "b c" d\\ e '' f"g"`), ['a', 'b c', 'd e', '', 'fg']);
 });
 
+test('a draft like an earlier job submits the same, with its limits', () => {
+  const limits = { max_runtime_s: 3600, stall_timeout_s: 90, fail_on_non_finite: true, on_oom: 'shrink' };
+  const resources = { gpus: 2, gpu_memory_gib: 40, nodes: 2, procs_per_node: 4 };
+  const draft = draftLike({ ...SPEC, ...limits, resources }, RECIPE);
+  assert.deepEqual(submission(draft, RECIPE), {
+    recipe: 'image-classifier',
+    name: 'digits',
+    hyperparameters: { lr: 0.01 },
+    tags: ['demo'],
+    resources,
+    ...limits,
+  });
+  const flags = '--procs-per-node 4 --max-runtime 3600 --stall-timeout 90 --fail-on-non-finite --on-oom shrink';
+  assert.ok(asCommand(draft, RECIPE).endsWith(`${flags} --tag demo`));
+  assert.match(asPython(draft, RECIPE), /fail_on_non_finite=True,/);
+});
+
 test('a draft like an earlier job holds only what was not the default', () => {
   const draft = draftLike(SPEC, RECIPE);
   assert.deepEqual(draft.hyperparameters, { lr: '0.01' });
