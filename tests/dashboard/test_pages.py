@@ -221,7 +221,9 @@ def test_every_page_fits_a_phone(
     page = new_context(viewport={"width": 360, "height": 740}, has_touch=True).new_page()
     dashboard = Dashboard.open(page, running.url, running.token)
     model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
-    for path in PAGES:
+    long = submit(client, name=200 * "W", total_epochs=1)
+    finished(client, long)
+    for path in (*PAGES, f"/jobs/{long}", f"/compare?jobs={{job}},{long}"):
         dashboard.go(path.format(job=two_jobs[0], model=model))
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_load_state("networkidle")
