@@ -134,8 +134,9 @@ def test_a_running_job_that_is_older_than_the_newest_page_counts(
     training.report(3)
     training.archive()
     store = Store(database)
+    spec = TrainingJobSpec(recipe="image-classifier", total_epochs=9, resources=Resources(gpus=4))
     for _ in range(250):
-        store.create(TrainingJobSpec(recipe="image-classifier", resources=Resources(gpus=4)), "alice")
+        store.create(spec, "alice")
     with Served(sqlite_settings) as served:
         token = served.token("alice", "jobs:read", "jobs:all")
         page = Dashboard.open(new_context().new_page(), served.url, token).page
