@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx2
 
-from epochcast.errors import DamagedDownload, Unreachable, UsageError
-from epochcast.transport import Transport, jittered
+from epochcast.errors import DamagedDownload, Refused, Unreachable, UsageError
+from epochcast.transport import TRANSIENT, Transport, jittered
 
 CHUNK_BYTES = 1 << 20
 TRIES = 5
@@ -24,7 +24,8 @@ async def download(
     """`target`, whole and checked. An existing file is replaced only by the finished one.
 
     What came before a failure stays beside it as `<name>.<sha256>.part`, and the next call goes on from there.
-    Raises DamagedDownload, Unreachable after five tries without progress, UsageError when `target` can't be written.
+    Raises DamagedDownload, Unreachable (or Refused, where it may pass) after five tries without progress, UsageError
+    when `target` can't be written.
     """
     part = target.with_name(f"{target.name}.{sha256[:12]}.part")
     try:
@@ -43,7 +44,9 @@ async def _fetch(transport: Transport, source: str, part: Path, size: int, on_by
             await _fetch_rest(transport, source, part, have, on_bytes)
             if _size(part) < size:
                 raise Unreachable(f"the download of {source} broke off after {_size(part)} of {size} bytes")
-        except Unreachable:
+        except (Unreachable, Refused) as error:
+            if isinstance(error, Refused) and error.problem.status not in TRANSIENT:
+                raise
             tries = 1 if _size(part) > have else tries + 1
             if tries == TRIES:
                 raise

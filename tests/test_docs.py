@@ -24,6 +24,7 @@ from epochcast.events import Complete, Error, Log, Progress, decode, encode
 from epochcast.jobs import TERMINAL, GpuMemory, JobError, TrainingJob, TrainingJobSpec
 from epochcast.run import Run
 from shared.settings import Settings
+from shared.tokens import SCOPES
 from tests import markdown
 
 MESSAGES = (markdown.DOCS / "messages.md").read_text()
@@ -173,6 +174,16 @@ def test_the_example_of_a_submission_is_one() -> None:
 def test_every_metric_of_the_gateway_is_documented_and_no_other() -> None:
     exported = {family.name for family in Telemetry()._registry.collect()}
     assert sorted(fields_under(OPERATING, "## Metrics")) == sorted(exported)
+
+
+def test_every_scope_is_documented_by_what_it_allows() -> None:
+    table = markdown.rows(markdown.section((markdown.DOCS / "security.md").read_text(), "## Tokens"))
+    allows = {row[0].strip("`"): row[1] for row in table if ":" in row[0]}
+    assert allows.keys() == set(SCOPES)
+    needed = {row[1].strip("`") for row in markdown.rows(markdown.section(HTTP_API, "## Calls")) if len(row) == 3}
+    assert needed <= set(SCOPES)
+    for scope in needed:
+        assert not allows[scope].startswith("nothing"), f"docs/security.md says that {scope} allows nothing"
 
 
 # --- commands

@@ -1,8 +1,19 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { whoIs } from '../src/app/session.ts';
 import { comparison, differences, jobIds } from '../src/compare/comparison.ts';
 import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
-import { chosen, hasNewJob, merged, withFleet, withMessage, type Wanted } from '../src/jobs/liveJobs.ts';
+import {
+  chosen,
+  countByStatus,
+  hasGap,
+  hasNewJob,
+  lossOf,
+  merged,
+  withFleet,
+  withMessage,
+} from '../src/jobs/liveJobs.ts';
+import type { Wanted } from '../src/jobs/liveJobs.ts';
 import type { Job, Recipe, Spec } from '../src/rest/types.ts';
 import type { JobMessage } from '../src/stream/index.ts';
 import { asCommand, asPython, draftLike, emptyDraft, submission } from '../src/submit/draft.ts';
@@ -116,6 +127,27 @@ test('steps of the whole run stay as they are, those that begin anew in each epo
   assert.deepEqual(stepColumnsOf({ epoch: [1, 1, 2, 2, 3], step: [0, 5, 0, 5, 0] }).x, [0, 5, 10, 15, 20]);
   assert.deepEqual(stepColumnsOf({ epoch: [1, 2, 3], step: [0, 0, 0] }).x, [0, 1, 2]);
   assert.deepEqual(stepColumnsOf(null).x, []);
+});
+
+test('a job without a loss is no job whose loss is NaN', () => {
+  assert.equal(lossOf(job(1, { current_loss: 0.5, metrics: { loss: 0.5 } })), 0.5);
+  assert.equal(lossOf(job(1, { current_loss: null, metrics: { loss: null } })), null);
+  assert.equal(lossOf(job(1, { current_loss: null, metrics: { val_accuracy: 0.9 } })), undefined);
+});
+
+test('running jobs count also while they are older than what was read', () => {
+  const older: JobMessage = { ...complete, status: 'running', job_id: 1 };
+  assert.deepEqual(countByStatus([job(2, { status: 'queued' }), job(3)], new Map([[1, older]])), {
+    queued: 1,
+    running: 2,
+  });
+});
+
+test('more new jobs than a page holds leave a gap', () => {
+  assert.ok(hasGap([job(3), job(2)], [job(9), job(8)]));
+  assert.ok(!hasGap([job(8), job(7)], [job(9), job(8)]));
+  assert.ok(!hasGap([], [job(9)]));
+  assert.ok(!hasGap([job(9)], []));
 });
 
 test('pages read at different times make one list, each job as it was read last', () => {
@@ -273,6 +305,23 @@ test('a script of one’s own says the same as body, command and Python, and an 
   assert.deepEqual(words(`a "b c" d\\ e '' f"g"`), ['a', 'b c', 'd e', '', 'fg']);
 });
 
+test('a draft like an earlier job submits the same, with its limits', () => {
+  const limits = { max_runtime_s: 3600, stall_timeout_s: 90, fail_on_non_finite: true, on_oom: 'shrink' };
+  const resources = { gpus: 2, gpu_memory_gib: 40, nodes: 2, procs_per_node: 4 };
+  const draft = draftLike({ ...SPEC, ...limits, resources }, RECIPE);
+  assert.deepEqual(submission(draft, RECIPE), {
+    recipe: 'image-classifier',
+    name: 'digits',
+    hyperparameters: { lr: 0.01 },
+    tags: ['demo'],
+    resources,
+    ...limits,
+  });
+  const flags = '--procs-per-node 4 --max-runtime 3600 --stall-timeout 90 --fail-on-non-finite --on-oom shrink';
+  assert.ok(asCommand(draft, RECIPE).endsWith(`${flags} --tag demo`));
+  assert.match(asPython(draft, RECIPE), /fail_on_non_finite=True,/);
+});
+
 test('a draft like an earlier job holds only what was not the default', () => {
   const draft = draftLike(SPEC, RECIPE);
   assert.deepEqual(draft.hyperparameters, { lr: '0.01' });
@@ -280,6 +329,15 @@ test('a draft like an earlier job holds only what was not the default', () => {
     [draft.options.name, draft.options.tags, draft.options.total_epochs, draft.options.nodes],
     ['digits', 'demo', '', ''],
   );
+});
+
+test('a token says whose it is, whether its scopes are words or a list', () => {
+  const token = (scope: unknown) =>
+    `head.${Buffer.from(JSON.stringify({ sub: 'ällice', scope })).toString('base64url')}.`;
+  const who = { owner: 'ällice', scopes: ['jobs:read', 'jobs:write'] };
+  assert.deepEqual(whoIs(token('jobs:read jobs:write')), who);
+  assert.deepEqual(whoIs(token(['jobs:read', 'jobs:write'])), who);
+  assert.equal(whoIs('nonsense'), null);
 });
 
 test('numbers and times are short, and 100 % only when it is all', () => {

@@ -1,5 +1,6 @@
 """`logs` and `metrics`: what a job has told so far."""
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,8 @@ def logs(
             for line in _lines(server, job_id, least, follow):
                 _print_line(line, as_json)
         except KeyboardInterrupt:
+            if follow:
+                print(f"\njob {job_id} keeps running", file=sys.stderr)
             raise typer.Exit(130) from None
 
 

@@ -1,4 +1,4 @@
-"""Where a watched job runs, and how busy its GPUs are: asked of the fleet from time to time, beside the messages."""
+"""What no message tells of a watched job, asked from time to time beside them: where it runs, or why it waits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +17,8 @@ EVERY_S = 10.0
 """Hosts tell their load every few seconds."""
 LOOK_S = 0.5
 LINES_SHOWN = 4
+WHY_S = 2.0
+"""A submission's reason is there after the first pass over the queue, and changes with it."""
 
 
 @asynccontextmanager
@@ -43,6 +45,31 @@ async def _ask(client: "AsyncClient", board: "Callable[[], Board]", show: Callab
             except EpochcastError:
                 show(())  # an ornament: the messages tell what is wrong with the server
         await asyncio.sleep(LOOK_S)
+
+
+@asynccontextmanager
+async def told_reasons(
+    client: "AsyncClient", board: "Callable[[], Board]", tell: Callable[[str | None], None]
+) -> AsyncIterator[None]:
+    """While inside, `tell` gets why a queued job waits, whenever that has changed."""
+    task = asyncio.create_task(_ask_why(client, board, tell))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _ask_why(client: "AsyncClient", board: "Callable[[], Board]", tell: Callable[[str | None], None]) -> None:
+    while True:
+        await asyncio.sleep(WHY_S)
+        if board().status != "queued":
+            continue
+        try:
+            job = await client.job(board().job_id)
+        except EpochcastError:
+            continue  # the messages tell what is wrong with the server
+        if job.status == board().status == "queued" and job.pending_reason != board().pending_reason:
+            tell(job.pending_reason)
 
 
 def lines(hosts: "Sequence[Host]", job_id: int) -> tuple[str, ...]:

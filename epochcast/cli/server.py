@@ -16,7 +16,11 @@ import epochcast
 from epochcast.cli.options import Json
 from epochcast.errors import UsageError
 
-token_app = typer.Typer(help="Make tokens, where the server's secret is.", no_args_is_help=True)
+token_app = typer.Typer(
+    help="Make tokens, where the server's secret is.",
+    epilog="Example: epochcast token create --sub alice",
+    no_args_is_help=True,
+)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ import typer
 from epochcast.cli.failure import summary
 from epochcast.cli.options import JobId, Json, Token, Url, async_client
 from epochcast.cli.output import console, duration, metrics_text, plain
-from epochcast.cli.places import shown_places
+from epochcast.cli.places import shown_places, told_reasons
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -72,10 +72,17 @@ async def _follow(job_id: int, url: str | None, token: str | None, after: str | 
             board = replace(board, places=lines)
             show(board, None)
 
+        def waits(reason: str | None) -> None:
+            nonlocal board
+            board = replace(board, pending_reason=reason)
+            show(board, None)
+
         async with AsyncExitStack() as stack:
             show = stack.enter_context(display(as_json))
             if _is_live(as_json):
                 await stack.enter_async_context(shown_places(server, lambda: board, placed))
+            if not as_json:
+                await stack.enter_async_context(told_reasons(server, lambda: board, waits))
             show(board, None)
             async with aclosing(server.watch(job_id, after=after, on_notice=notice)) as messages:
                 async for message in messages:
@@ -144,6 +151,8 @@ def _plain_lines() -> Iterator[Show]:
 
 def _line(board: "Board", message: "Message | None") -> str | None:
     if message is None:
+        if board.status == "queued" and board.pending_reason and not board.notice:
+            return f"queued  {plain(board.pending_reason)}"
         return plain(board.notice) if board.notice else None
     if message.type == "log":
         return f"{message.level}: {plain(message.message)}" if message.level not in ("DEBUG", "INFO") else None

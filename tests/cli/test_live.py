@@ -104,6 +104,36 @@ def test_a_watch_shows_the_jobs_gpus_and_ctrl_c_leaves_it_running() -> None:
     assert "Traceback" not in terminal.text
 
 
+def test_a_watch_of_a_queued_job_says_why_it_waits_as_soon_as_that_is_known() -> None:
+    """When it was submitted nobody had looked at the queue yet, and no message says what they found."""
+    reasons = [None, "needs 8 GPUs", "needs 8 GPUs; the largest free is 2 (gpu-3)"]
+    pages = {"/api/v1/training-jobs/42": [job("queued", pending_reason=reason) for reason in reasons]}
+    waiting = stays(message(1, status="queued", current_epoch=0, progress=0.0, current_loss=None))
+    with ScriptedGateway(waiting, pages=pages) as gateway:
+        with command("watch", "42", "--url", gateway.url) as terminal:
+            terminal.until("the largest free is 2 (gpu-3)")
+            terminal.press("\x03")
+            assert terminal.ended() == 130
+        with subprocess.Popen(
+            [*CLI, "watch", "42", "--url", gateway.url], env=environment(), stdout=subprocess.PIPE, text=True
+        ) as piped:
+            assert piped.stdout is not None
+            assert any("the largest free is 2" in line for line in piped.stdout)
+            piped.terminate()
+
+
+def test_following_a_log_leaves_the_job_running_and_says_so() -> None:
+    pages = {"/api/v1/training-jobs/42": [job()]}
+    with (
+        ScriptedGateway(stays(message(1, "log")), pages=pages) as gateway,
+        command("logs", "42", "--follow", "--url", gateway.url) as terminal,
+    ):
+        terminal.until("line 1")
+        terminal.press("\x03")
+        assert terminal.ended() == 130
+    assert "job 42 keeps running" in terminal.text
+
+
 def test_a_watch_goes_on_where_the_fleet_is_not_told() -> None:
     pages: dict[str, list[Any]] = {"/api/v1/training-jobs/42": [job()], "/api/v1/hosts": [404]}
     with (

@@ -95,6 +95,7 @@ def test_a_job_is_stopped_and_restarted_after_a_question(dashboard: Dashboard, c
     expect(page.locator(".job-title .status")).to_have_text("running")
     dashboard.button("Stop").click()
     dashboard.button("Cancel").click()
+    expect(dashboard.button("Stop")).to_be_focused()
     assert status_of(client, job_id) == "running"
     dashboard.button("Stop").click()
     dashboard.button("Stop the job").click()

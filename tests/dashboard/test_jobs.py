@@ -4,7 +4,7 @@ import re
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, WebSocketRoute, expect
 
 from epochcast.jobs import Resources, TrainingJobSpec
 from shared import tokens
@@ -12,8 +12,10 @@ from shared.database import Database
 from shared.settings import Settings
 from shared.store import Store
 from tests.api.rest.served import Served
+from tests.api.training import Training
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, submit
+from tests.dashboard.proxy import CuttableProxy
 from tests.platform import Platform
 
 pytestmark = pytest.mark.chromium
@@ -43,12 +45,47 @@ def test_without_a_token_the_page_asks_for_one_and_says_why_it_refuses(
     assert page.evaluate("sessionStorage.length") == 0
 
 
+@pytest.mark.parametrize("token", ["eyJhbGciOi.eyJzdWIi.c2ln)", "eyJ%20eyJ", "eyJ%E2%80%A6"])
+def test_a_link_whose_token_was_damaged_on_its_way_asks_for_another(
+    running: Platform, new_context: NewContext, token: str
+) -> None:
+    page = new_context().new_page()
+    page.goto(f"{running.url}/#token={token}")
+    expect(page.get_by_role("alert")).to_contain_text("token")
+    page.get_by_label("Token").fill("eyJ…")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("copy it again")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
+
+
 def test_when_the_token_expires_the_page_asks_for_another(running: Platform, new_context: NewContext) -> None:
     secret = (running.data_dir / "secret").read_text().strip()
     token = tokens.create("alice", ("jobs:read",), days=8 / 86_400, secret=secret)
     page = new_context().new_page()
     page.goto(f"{running.url}/#token={token}")
     expect(page.get_by_role("alert")).to_contain_text("expired")
+    page.get_by_label("Token").fill(str(running.token))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".top [data-phase='live']")).to_be_visible()
+
+
+def test_signing_in_again_with_the_same_token_brings_the_live_updates_back(
+    running: Platform, new_context: NewContext
+) -> None:
+    page = new_context().new_page()
+    refusals = [True]
+
+    def socket(route: WebSocketRoute) -> None:
+        if refusals:
+            refusals.pop()
+            route.close(code=1008, reason="invalid token")
+        else:
+            route.connect_to_server()
+
+    page.route_web_socket("**/training-jobs/ws", socket)
+    page.goto(f"{running.url}/#token={running.token}")
     page.get_by_label("Token").fill(str(running.token))
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator(".top [data-phase='live']")).to_be_visible()
@@ -63,11 +100,85 @@ def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashb
     expect(row).to_contain_text("100 %")
 
 
+def test_a_gateway_that_falls_silent_is_noticed(running: Platform, new_context: NewContext) -> None:
+    with CuttableProxy(running.url) as proxy:
+        page = new_context().new_page()
+        page.clock.install()
+        Dashboard.open(page, proxy.url, running.token)
+        live = page.locator(".top [data-phase='live']")
+        expect(live).to_be_visible()
+        proxy.swallow()
+        # As a job's own stream: after 20 s of silence somebody else is asked, and nobody answers.
+        page.clock.fast_forward(21_000)
+        expect(live).to_have_count(0)
+        # The list's own call is given up too, and the page says so.
+        expect(page.get_by_role("alert")).to_contain_text("does not answer")
+        proxy.mend()
+        expect(live).to_be_visible()
+        page.clock.fast_forward(10_000)
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_waiting_job_says_why_it_waits(dashboard: Dashboard, client: httpx2.Client) -> None:
     job_id = submit(client, name="too large", resources={"gpus": 8})
     expect(dashboard.row(job_id)).to_contain_text("needs 8 GPUs")
     client.post(f"/training-jobs/{job_id}/stop")
     expect(dashboard.row(job_id).locator(".status")).to_have_text("stopped")
+
+
+def test_a_running_job_that_is_older_than_the_newest_page_counts(
+    sqlite_settings: Settings, new_context: NewContext
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training.report(3)
+    training.archive()
+    store = Store(database)
+    spec = TrainingJobSpec(recipe="image-classifier", total_epochs=9, resources=Resources(gpus=4))
+    for _ in range(250):
+        store.create(spec, "alice")
+    with Served(sqlite_settings) as served:
+        token = served.token("alice", "jobs:read", "jobs:all")
+        page = Dashboard.open(new_context().new_page(), served.url, token).page
+        expect(page.get_by_role("button", name=re.compile("^running"))).to_have_text("running 1")
+        expect(page.get_by_role("button", name=re.compile("^queued"))).to_have_text("queued 250")
+        expect(page).to_have_title(re.compile("^1 running"))
+        # The rest of the list is read when it is asked for, and what ends while the network is away is not missed.
+        with CuttableProxy(served.url) as proxy:
+            unread = Dashboard.open(new_context().new_page(), proxy.url, token).page
+            expect(unread.get_by_role("button", name=re.compile("^running"))).to_have_text("running 1")
+            dashboard = Dashboard.open(new_context().new_page(), proxy.url, token)
+            dashboard.page.get_by_role("searchbox", name="Search jobs").fill(f"#{training.job_id} test")
+            row = dashboard.row(training.job_id)
+            expect(row.locator(".status")).to_have_text("running")
+            proxy.cut()
+            expect(dashboard.page.locator(".top [data-phase='waiting']")).to_be_visible()
+            training.finish()
+            proxy.mend()
+            expect(row.locator(".status")).to_have_text("succeeded")
+            # Nor where that part of the list was never read.
+            expect(unread.get_by_role("button", name=re.compile("^running"))).to_have_text("running 0")
+    training.close()
+    database.close()
+
+
+def test_an_older_page_that_could_not_be_read_is_asked_for_again(crowded: Served, new_context: NewContext) -> None:
+    with crowded as served:
+        page = new_context().new_page()
+        fails = [True]
+
+        def answer(route: Route) -> None:
+            if fails:
+                fails.pop()
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route("**/training-jobs?*cursor=*", answer)
+        dashboard = Dashboard.open(page, served.url, served.token("alice", "jobs:read", "jobs:all"))
+        page.get_by_role("searchbox", name="Search jobs").fill("#1 job-1")
+        expect(dashboard.row(1)).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 @pytest.fixture

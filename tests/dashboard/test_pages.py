@@ -1,15 +1,17 @@
 """The other pages: submitting, comparing, the fleet, models; and what holds on every page."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, finished, submit, violations
@@ -46,6 +48,36 @@ def test_jobs_picked_in_the_list_are_compared_at_an_address_that_can_be_shared(
     expect(differing).to_contain_text("0.02")
     dashboard.button(f"Remove job {two_jobs[1]}").click()
     expect(page.get_by_role("columnheader")).to_have_count(1)
+
+
+def test_a_job_that_is_not_there_does_not_keep_the_others_from_being_compared(
+    dashboard: Dashboard, two_jobs: tuple[int, int]
+) -> None:
+    dashboard.go(f"/compare?jobs={two_jobs[0]},999999,{two_jobs[1]}")
+    page = dashboard.page
+    expect(page.get_by_text("There is no job 999999")).to_be_visible()
+    expect(page.get_by_role("img", name="train_loss over 6 epochs")).to_be_visible()
+    dashboard.button("Remove job 999999").click()
+    expect(page.get_by_text("There is no job")).to_have_count(0)
+    assert page.url.endswith(f"/compare?jobs={two_jobs[0]},{two_jobs[1]}") or "%2C" in page.url
+    dashboard.go("/compare?jobs=" + ",".join(map(str, range(900_000, 900_010))))
+    expect(page.get_by_text("these are the first of 10")).to_be_visible()
+
+
+def test_compared_curves_of_a_job_with_quick_epochs_go_on(dashboard: Dashboard, client: httpx2.Client) -> None:
+    job_id = submit(client, total_epochs=1_000_000)
+    page = dashboard.page
+
+    def late(route: Route) -> None:
+        time.sleep(0.3)  # a gateway far away
+        route.continue_()
+
+    page.route("**/training-jobs/metrics*", late)
+    dashboard.go(f"/compare?jobs={job_id}")
+    for epochs in (r"[1-9]\d*", r"\d{2,}"):
+        expect(page.get_by_role("img", name=re.compile(f"train_loss over {epochs} epochs"))).to_be_visible()
+    client.post(f"/training-jobs/{job_id}/stop")
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_the_form_shows_the_plan_submits_and_names_the_same_job_for_a_terminal(
@@ -151,6 +183,21 @@ def test_a_model_shows_where_it_comes_from(
     assert path.name == f"slow-{model}.safetensors"
 
 
+def test_older_models_are_read_once_however_often_one_clicks(dashboard: Dashboard) -> None:
+    def answer(route: Route) -> None:
+        number = 1 if "cursor=" in route.request.url else 2
+        model = {"model_id": number, "job_id": 1, "name": f"m{number}", "owner": "alice", "metrics": {}, "lineage": {}}
+        model |= {"bytes": 1, "sha256": "0", "created_at": "2025-01-07T10:15:00Z"}
+        route.fulfill(json={"items": [model], "next_cursor": "more" if number == 2 else None})
+
+    page = dashboard.page
+    page.route("**/api/v1/models?*", answer)
+    dashboard.go("/models")
+    dashboard.button("Older models").dblclick()
+    expect(page.get_by_role("link", name="m1")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(3)
+
+
 PAGES = ("/", "/submit", "/fleet", "/models", "/compare", "/jobs/{job}", "/models/{model}", "/compare?jobs={job}")
 
 
@@ -174,7 +221,9 @@ def test_every_page_fits_a_phone(
     page = new_context(viewport={"width": 360, "height": 740}, has_touch=True).new_page()
     dashboard = Dashboard.open(page, running.url, running.token)
     model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
-    for path in PAGES:
+    long = submit(client, name=200 * "W", total_epochs=1)
+    finished(client, long)
+    for path in (*PAGES, f"/jobs/{long}", f"/compare?jobs={{job}},{long}"):
         dashboard.go(path.format(job=two_jobs[0], model=model))
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_load_state("networkidle")

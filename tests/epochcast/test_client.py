@@ -262,6 +262,26 @@ def test_a_download_that_breaks_off_goes_on_and_ends_whole(tmp_path: Path, range
     assert resumed[0] != "bytes=0-"
 
 
+def test_a_download_outlasts_a_gateway_that_restarts_behind_its_proxy(tmp_path: Path) -> None:
+    answers = iter([Answer(502, b"bad gateway"), problem(503, detail="the artifact store is away")])
+
+    def answer(call: Call) -> Answer:
+        return (next(answers, None) if call.path.endswith("/file") else None) or model_server(call)
+
+    with serving(answer) as server, epochcast.Client(server.url) as client:
+        assert client.download_model(7, tmp_path).read_bytes() == CONTENT
+    assert len(server.calls) == 4
+
+
+def test_a_refused_download_is_asked_for_once(tmp_path: Path) -> None:
+    def answer(call: Call) -> Answer:
+        return problem(404) if call.path.endswith("/file") else model_server(call)
+
+    with serving(answer) as server, epochcast.Client(server.url) as client, pytest.raises(NotFound):
+        client.download_model(7, tmp_path)
+    assert len(server.calls) == 2
+
+
 def test_a_damaged_file_is_thrown_away_and_the_old_one_kept(tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
     target.write_bytes(b"the old one")

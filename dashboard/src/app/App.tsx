@@ -19,13 +19,14 @@ const ModelsPage = lazy(() => import('../models/ModelsPage.tsx'));
 const ModelPage = lazy(() => import('../models/ModelPage.tsx'));
 
 export function App({ firstToken }: { firstToken: string | null }) {
-  const [token, setToken] = useState(firstToken);
+  // An object: signing in again with the same token begins anew too, for its stream has been refused for good.
+  const [session, setSession] = useState({ token: firstToken });
   const [refusal, setRefusal] = useState<string | null>(null);
 
   const signIn = (given: string | null) => {
     keepToken(given);
     setRefusal(null);
-    setToken(given);
+    setSession({ token: given });
   };
 
   useEffect(() => {
@@ -36,9 +37,10 @@ export function App({ firstToken }: { firstToken: string | null }) {
   }, []);
 
   const platform = useMemo<Platform>(() => {
+    const { token } = session;
     const refused = (problem: Problem) => setRefusal(problem.code === 'authentication_required' ? '' : problem.message);
     return { rest: new Rest(token, refused), token, who: whoIs(token), fleet: new FleetStream({ token }) };
-  }, [token]);
+  }, [session]);
   useEffect(() => {
     const { fleet } = platform;
     const leave = fleet.subscribe(() => {

@@ -10,6 +10,10 @@ export function SignIn({ reason, onToken }: { reason: string; onToken: (token: s
   const submit = async (event: FormEvent<HTMLFormElement>) => {
     event.preventDefault();
     const token = String(new FormData(event.currentTarget).get('token') ?? '').trim();
+    if (!/^[!-~]+$/.test(token)) {
+      setProblem('the token holds characters that no token has; copy it again');
+      return;
+    }
     setBusy(true);
     try {
       await new Rest(token, () => undefined).get('/training-jobs?limit=1');

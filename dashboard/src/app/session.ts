@@ -30,8 +30,9 @@ export function whoIs(token: string | null): Who | null {
   if (!part) return null;
   try {
     const bytes = Uint8Array.from(atob(part.replace(/-/g, '+').replace(/_/g, '/')), (char) => char.charCodeAt(0));
-    const claims = JSON.parse(new TextDecoder().decode(bytes)) as { sub?: string; scope?: string };
-    return { owner: claims.sub ?? '', scopes: (claims.scope ?? '').split(' ') };
+    const claims = JSON.parse(new TextDecoder().decode(bytes)) as { sub?: string; scope?: string | string[] };
+    const { sub = '', scope = '' } = claims;
+    return { owner: sub, scopes: typeof scope === 'string' ? scope.split(' ') : scope };
   } catch {
     return null; // not one of ours; the gateway will say so
   }

@@ -6,8 +6,10 @@ import { Link, setQuery, useQuery } from '../app/router.tsx';
 import { Chart } from '../curves/Chart.tsx';
 import { ViewControls, WHOLE } from '../curves/ViewControls.tsx';
 import { withMessage } from '../jobs/liveJobs.ts';
+import { Problem, type Rest } from '../rest/Rest.ts';
 import type { History, Items, Job } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
+import { isTerminal } from '../stream/index.ts';
 import { JobStatus } from '../ui/JobStatus.tsx';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
@@ -15,37 +17,49 @@ import { Differences } from './Differences.tsx';
 import { comparison, type Compared, jobIds } from './comparison.ts';
 
 const MOST = 8;
+/** How often the curves of jobs that run are read again. */
+const AGAIN_MS = 2_000;
 
 export default function ComparePage() {
   const { rest } = usePlatform();
-  const ids = jobIds(useQuery().get('jobs') ?? '').slice(0, MOST);
+  const asked = jobIds(useQuery().get('jobs') ?? '');
+  const ids = asked.slice(0, MOST);
   const fleet = useFleet();
   const [view, setView] = useState(WHOLE);
   const key = ids.join(',');
   useTitle(`Compare ${key}`);
 
-  // Of running jobs the curves are read again at each epoch that the fleet tells of.
-  const epochs = ids.map((id) => `${fleet.get(id)?.current_epoch ?? ''}${fleet.get(id)?.status ?? ''}`).join();
-  const jobs = useAnswer(`compare ${key}`, (signal) =>
-    Promise.all(ids.map((id) => rest.get<Job>(`/training-jobs/${id}`, signal))),
+  const statuses = ids.map((id) => fleet.get(id)?.status ?? '').join();
+  const jobs = useAnswer(`compare ${key} ${statuses}`, (signal) =>
+    Promise.all(ids.map((id) => jobOf(rest, id, signal))),
   );
-  const histories = useAnswer(`histories ${key} ${epochs}`, async (signal) => {
-    if (ids.length === 0) return [];
-    const query = ids.map((id) => `job_id=${id}`).join('&');
-    return (
-      await rest.get<Items<{ job_id: number; metrics: History }>>(
-        `/training-jobs/metrics?${query}&max_points=2000`,
-        signal,
-      )
-    ).items;
-  });
+  const [lastJobs, setLastJobs] = useState({ key, jobs: jobs.data });
+  if (jobs.data && jobs.data !== lastJobs.jobs) setLastJobs({ key, jobs: jobs.data });
+  const found = lastJobs.key === key ? lastJobs.jobs : null;
+  const known = useMemo(() => (found ?? []).filter((job) => job !== null), [found]);
+  const wanted = known.map((job) => job.job_id);
+  // Not at each epoch: of quick ones the next would come before the answer, again and again.
+  const isMoving = wanted.some((id) => !isTerminal(fleet.get(id)?.status ?? 'stopped'));
+  const histories = useAnswer(
+    `histories ${wanted.join()} ${statuses}`,
+    async (signal) => {
+      if (wanted.length === 0) return [];
+      const query = wanted.map((id) => `job_id=${id}`).join('&');
+      return (
+        await rest.get<Items<{ job_id: number; metrics: History }>>(
+          `/training-jobs/metrics?${query}&max_points=2000`,
+          signal,
+        )
+      ).items;
+    },
+    isMoving ? AGAIN_MS : 0,
+  );
   const [last, setLast] = useState(histories.data);
   if (histories.data && histories.data !== last) setLast(histories.data);
 
   const compared = useMemo<readonly Compared[]>(
-    () =>
-      (jobs.data ?? []).map((job) => ({ job, history: last?.find((one) => one.job_id === job.job_id)?.metrics ?? {} })),
-    [jobs.data, last],
+    () => known.map((job) => ({ job, history: last?.find((one) => one.job_id === job.job_id)?.metrics ?? {} })),
+    [known, last],
   );
   const { x, charts } = useMemo(() => comparison(compared), [compared]);
 
@@ -53,8 +67,17 @@ export default function ComparePage() {
     <>
       <div className="page-head">
         <h1>Compare</h1>
-        <Chosen jobs={compared.map(({ job }) => withMessage(job, fleet.get(job.job_id)))} ids={ids} />
+        <Chosen
+          jobs={known.map((job) => withMessage(job, fleet.get(job.job_id)))}
+          missing={found ? ids.filter((_, at) => found[at] === null) : []}
+          ids={ids}
+        />
       </div>
+      {asked.length > MOST && (
+        <p className="hint soft">
+          {MOST} jobs fit side by side: these are the first of {asked.length}.
+        </p>
+      )}
       <Trouble error={jobs.error ?? histories.error} />
       {ids.length === 0 && (
         <Notice title="Nothing to compare yet">
@@ -86,8 +109,25 @@ export default function ComparePage() {
   );
 }
 
-function Chosen({ jobs, ids }: { jobs: readonly Job[]; ids: readonly number[] }) {
+/** null: there is no such job, or it is somebody else's; the others can be compared all the same. */
+async function jobOf(rest: Rest, id: number, signal: AbortSignal): Promise<Job | null> {
+  try {
+    return await rest.get<Job>(`/training-jobs/${id}`, signal);
+  } catch (error) {
+    if (error instanceof Problem && error.status === 404) return null;
+    throw error;
+  }
+}
+
+interface ChosenProps {
+  readonly jobs: readonly Job[];
+  readonly missing: readonly number[];
+  readonly ids: readonly number[];
+}
+
+function Chosen({ jobs, missing, ids }: ChosenProps) {
   const show = (chosen: readonly number[]) => setQuery({ jobs: chosen.join(',') });
+  const remove = (removed: number) => show(ids.filter((id) => id !== removed));
   const add = (event: FormEvent<HTMLFormElement>) => {
     event.preventDefault();
     const more = jobIds(String(new FormData(event.currentTarget).get('jobs')));
@@ -102,14 +142,13 @@ function Chosen({ jobs, ids }: { jobs: readonly Job[]; ids: readonly number[] })
             #{job.job_id} {job.name}
           </Link>{' '}
           <JobStatus status={job.status} />
-          <button
-            type="button"
-            className="quiet icon"
-            aria-label={`Remove job ${job.job_id}`}
-            onClick={() => show(ids.filter((id) => id !== job.job_id))}
-          >
-            ×
-          </button>
+          <Remove id={job.job_id} onRemove={remove} />
+        </span>
+      ))}
+      {missing.map((id) => (
+        <span key={id} className="chosen-job bad">
+          There is no job {id}, or it is somebody else's
+          <Remove id={id} onRemove={remove} />
         </span>
       ))}
       {ids.length < MOST && (
@@ -119,5 +158,13 @@ function Chosen({ jobs, ids }: { jobs: readonly Job[]; ids: readonly number[] })
         </form>
       )}
     </div>
+  );
+}
+
+function Remove({ id, onRemove }: { id: number; onRemove: (id: number) => void }) {
+  return (
+    <button type="button" className="quiet icon" aria-label={`Remove job ${id}`} onClick={() => onRemove(id)}>
+      ×
+    </button>
   );
 }

@@ -8,7 +8,7 @@ import { ago, duration, number, percent } from '../ui/format.ts';
 import { Bar, JobStatus } from '../ui/JobStatus.tsx';
 import { useSpread } from '../ui/useSpread.ts';
 import { useWindowed } from '../ui/useWindowed.ts';
-import type { SortKey, Wanted } from './liveJobs.ts';
+import { lossOf, type SortKey, type Wanted } from './liveJobs.ts';
 
 const ROW_PX = 44;
 const COLUMNS: readonly { key: SortKey; text: string; className: string }[] = [
@@ -131,7 +131,7 @@ const Row = memo(function Row({ job, index, isPicked, onPick, since }: RowProps)
         </span>
       </td>
       <td className="col-loss num">
-        <span className="moving">{job.current_epoch > 0 ? number(job.current_loss) : '–'}</span>
+        <span className="moving">{number(lossOf(job))}</span>
       </td>
       <td className="col-eta num">
         <span className="moving">{job.status === 'running' ? duration(job.eta_s) : '–'}</span>

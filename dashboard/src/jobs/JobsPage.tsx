@@ -2,7 +2,7 @@
 
 import { useCallback, useEffect, useMemo, useState } from 'react';
 import { go, Link, setQuery, useQuery } from '../app/router.tsx';
-import type { Status } from '../stream/index.ts';
+import { isTerminal, type Status } from '../stream/index.ts';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
 import { chosen, type SortKey, type Wanted } from './liveJobs.ts';
@@ -12,12 +12,11 @@ import { useJobs } from './useJobs.ts';
 const STATUSES: readonly Status[] = ['running', 'queued', 'succeeded', 'failed', 'stopped'];
 
 export function JobsPage() {
-  const { jobs, isRead, error, hasMore, readMore } = useJobs();
+  const { jobs, counts, isRead, error, hasMore, readMore } = useJobs();
   const query = useQuery();
   const wanted = useMemo(() => wantedBy(query), [query.toString()]);
   const [picked, setPicked] = useState<ReadonlySet<number>>(new Set());
   const shown = useMemo(() => chosen(jobs, wanted), [jobs, wanted]);
-  const counts = useMemo(() => countByStatus(jobs), [jobs]);
   useTitle(`${counts.running ?? 0} running`);
 
   // To find something among all jobs, all have to be read.
@@ -56,7 +55,7 @@ export function JobsPage() {
                 onClick={() => setQuery({ status })}
                 text={status}
                 count={counts[status] ?? 0}
-                plus={false}
+                plus={hasMore && isTerminal(status)}
               />
             ))}
           </div>
@@ -106,12 +105,6 @@ function Chip(props: { on: boolean; onClick: () => void; text: string; count: nu
       </span>
     </button>
   );
-}
-
-function countByStatus(jobs: readonly { status: Status }[]): Partial<Record<Status, number>> {
-  const counts: Partial<Record<Status, number>> = {};
-  for (const { status } of jobs) counts[status] = (counts[status] ?? 0) + 1;
-  return counts;
 }
 
 const SORTS: readonly SortKey[] = ['job', 'name', 'owner', 'status', 'progress', 'loss', 'eta'];

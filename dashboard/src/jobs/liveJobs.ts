@@ -53,11 +53,36 @@ export function withFleet(jobs: readonly Job[], fleet: FleetState): readonly Job
   });
 }
 
+const LOSSES = ['train_loss', 'loss', 'val_loss'];
+
+/** null: NaN or infinite; undefined: none was reported. */
+export function lossOf({ current_loss: loss, metrics }: Job): number | null | undefined {
+  return loss ?? (LOSSES.some((name) => name in metrics) ? null : undefined);
+}
+
+/** How many jobs have each status; of those that have not ended all, read or not, because the fleet tells of each. */
+export function countByStatus(jobs: readonly Job[], fleet: FleetState): Partial<Record<Status, number>> {
+  const counts: Partial<Record<Status, number>> = {};
+  const listed = new Set<number>();
+  for (const { job_id, status } of jobs) {
+    listed.add(job_id);
+    counts[status] = (counts[status] ?? 0) + 1;
+  }
+  for (const [id, { status }] of fleet) if (!listed.has(id)) counts[status] = (counts[status] ?? 0) + 1;
+  return counts;
+}
+
 /** Whether the fleet tells of a job that the list doesn't have: it was submitted after the newest page was read. */
 export function hasNewJob(jobs: readonly Job[], fleet: FleetState): boolean {
   const newest = jobs.reduce((most, job) => Math.max(most, job.job_id), 0);
   for (const id of fleet.keys()) if (id > newest) return true;
   return false;
+}
+
+/** Whether more jobs have come since `known` was read than `newest` holds: there may be some between the two. */
+export function hasGap(known: readonly Job[], newest: readonly Job[]): boolean {
+  if (known.length === 0 || newest.length === 0) return false;
+  return Math.min(...newest.map((job) => job.job_id)) > Math.max(...known.map((job) => job.job_id));
 }
 
 /** Pages read at different times, newest reading of each job, newest job first. */

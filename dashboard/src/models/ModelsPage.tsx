@@ -18,6 +18,7 @@ export default function ModelsPage() {
   const [models, setModels] = useState<readonly Model[]>([]);
   const [cursor, setCursor] = useState<string | null>(null);
   const [error, setError] = useState<Error | null>(null);
+  const [reading, setReading] = useState(false);
   useTitle('Models');
 
   useEffect(() => {
@@ -27,10 +28,16 @@ export default function ModelsPage() {
   }, [newest.data]);
 
   const more = () => {
-    rest.get<Page<Model>>(`/models?limit=100&cursor=${encodeURIComponent(cursor ?? '')}`).then((page) => {
-      setModels((before) => [...before, ...page.items]);
-      setCursor(page.next_cursor);
-    }, setError);
+    setReading(true);
+    setError(null);
+    rest
+      .get<Page<Model>>(`/models?limit=100&cursor=${encodeURIComponent(cursor ?? '')}`)
+      .then((page) => {
+        setModels((before) => [...before, ...page.items]);
+        setCursor(page.next_cursor);
+      })
+      .catch(setError)
+      .finally(() => setReading(false));
   };
 
   return (
@@ -89,7 +96,7 @@ export default function ModelsPage() {
       )}
       {cursor && (
         <p className="waiting">
-          <button type="button" onClick={more}>
+          <button type="button" disabled={reading} onClick={more}>
             Older models
           </button>
         </p>

@@ -32,7 +32,9 @@ export class Rest {
   }
 
   async get<Answer>(path: string, signal?: AbortSignal): Promise<Answer> {
-    return (await (await this.call('GET', path, null, signal)).json()) as Answer;
+    const patience = AbortSignal.timeout(PATIENCE_MS);
+    const either = signal ? AbortSignal.any([signal, patience]) : patience;
+    return (await (await this.call('GET', path, null, either)).json()) as Answer;
   }
 
   async post<Answer>(path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {

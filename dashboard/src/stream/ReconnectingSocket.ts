@@ -28,6 +28,8 @@ const PING_MS = 60_000;
 const SILENCE_MS = 20_000;
 /** A socket that lives shorter than this counts as another failed try. */
 const STEADY_MS = 3_000;
+/** A token of HTTP (RFC 9110), which a subprotocol has to be. */
+const PROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 
 export class ReconnectingSocket {
   connection: Connection = { phase: 'connecting', tries: 0, retryAt: null, close: null };
@@ -60,6 +62,12 @@ export class ReconnectingSocket {
 
   private open(): void {
     const { address, token } = this.options;
+    if (token && !PROTOCOL.test(token)) {
+      // The constructor would throw: what no subprotocol may be is no token either.
+      this.leave();
+      this.become('refused', { code: 1008, reason: 'invalid token' });
+      return;
+    }
     const socket = token ? new WebSocket(address(), ['Bearer', token]) : new WebSocket(address());
     this.socket = socket;
     this.become('connecting', this.connection.close);

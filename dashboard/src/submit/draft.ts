@@ -31,18 +31,27 @@ export type OptionName =
   | 'gpus'
   | 'gpu_memory_gib'
   | 'nodes'
+  | 'procs_per_node'
   | 'priority'
   | 'max_restarts'
+  | 'max_runtime_s'
+  | 'stall_timeout_s'
+  | 'fail_on_non_finite'
   | 'on_oom'
   | 'tags';
 
 interface Option {
   readonly label: string;
   readonly flag: string;
-  readonly kind: 'text' | 'integer' | 'number' | 'words' | readonly string[];
+  /** `flag`: an option of the command line without a value. */
+  readonly kind: 'text' | 'integer' | 'number' | 'words' | 'flag' | readonly string[];
   readonly fallback: string;
   readonly help?: string;
 }
+
+const NO = 'no';
+const YES = 'yes';
+export const ANSWERS = [NO, YES] as const;
 
 export const OPTIONS: Readonly<Record<OptionName, Option>> = {
   name: { label: 'Name', flag: '--name', kind: 'text', fallback: 'as the recipe or script' },
@@ -51,6 +60,12 @@ export const OPTIONS: Readonly<Record<OptionName, Option>> = {
   gpus: { label: 'GPUs on each host', flag: '--gpus', kind: 'integer', fallback: '0' },
   gpu_memory_gib: { label: 'Free memory on each GPU, GiB', flag: '--gpu-memory', kind: 'number', fallback: 'any' },
   nodes: { label: 'Hosts', flag: '--nodes', kind: 'integer', fallback: '1' },
+  procs_per_node: {
+    label: 'Processes on each host',
+    flag: '--procs-per-node',
+    kind: 'integer',
+    fallback: 'one for each GPU',
+  },
   priority: {
     label: 'Priority',
     flag: '--priority',
@@ -59,6 +74,26 @@ export const OPTIONS: Readonly<Record<OptionName, Option>> = {
     help: 'Higher goes first, -1000 to 1000',
   },
   max_restarts: { label: 'Restarts after a failure', flag: '--max-restarts', kind: 'integer', fallback: '0' },
+  max_runtime_s: {
+    label: 'Longest run, seconds',
+    flag: '--max-runtime',
+    kind: 'number',
+    fallback: 'no limit',
+    help: 'It is ended then',
+  },
+  stall_timeout_s: {
+    label: 'Longest silence, seconds',
+    flag: '--stall-timeout',
+    kind: 'number',
+    fallback: 'no limit',
+    help: 'It is ended when it reports nothing for that long',
+  },
+  fail_on_non_finite: {
+    label: 'End it when a loss becomes NaN or infinite',
+    flag: '--fail-on-non-finite',
+    kind: 'flag',
+    fallback: NO,
+  },
   on_oom: { label: 'When GPU memory runs out', flag: '--on-oom', kind: ['fail', 'shrink'], fallback: 'fail' },
   tags: { label: 'Tags', flag: '--tag', kind: 'words', fallback: 'none', help: 'Words, with spaces between them' },
 };
@@ -90,8 +125,12 @@ export function draftLike(spec: Spec, recipe: Recipe | null): Draft {
     gpus: resources.gpus || null,
     gpu_memory_gib: resources.gpu_memory_gib,
     nodes: resources.nodes === 1 ? null : resources.nodes,
+    procs_per_node: resources.procs_per_node,
     priority: spec.priority || null,
     max_restarts: spec.max_restarts || null,
+    max_runtime_s: spec.max_runtime_s,
+    stall_timeout_s: spec.stall_timeout_s,
+    fail_on_non_finite: spec.fail_on_non_finite ? YES : null,
     on_oom: spec.on_oom === 'fail' ? null : spec.on_oom,
     tags: spec.tags.join(' '),
   };
@@ -182,7 +221,9 @@ function valuesOfOptions(texts: Draft['options']): Partial<Record<OptionName, un
     const { kind } = OPTIONS[name];
     if (text === '') continue;
     if (kind === 'words') values[name] = text.split(/[\s,]+/);
-    else if (kind === 'integer' || kind === 'number')
+    else if (kind === 'flag') {
+      if (text === YES) values[name] = true;
+    } else if (kind === 'integer' || kind === 'number')
       values[name] = Number.isFinite(Number(text)) ? Number(text) : text;
     else values[name] = text;
   }
@@ -196,9 +237,9 @@ function isFilled(named: object): boolean {
 /** The body of `POST /training-jobs`. */
 export function submission(draft: Draft, recipe: Recipe | null): Record<string, unknown> {
   const { hyperparameters, options, args, env } = given(draft, recipe);
-  const { gpus, gpu_memory_gib, nodes, ...rest } = options;
+  const { gpus, gpu_memory_gib, nodes, procs_per_node, ...rest } = options;
   const resources = Object.fromEntries(
-    Object.entries({ gpus, gpu_memory_gib, nodes }).filter(([, value]) => value !== undefined),
+    Object.entries({ gpus, gpu_memory_gib, nodes, procs_per_node }).filter(([, value]) => value !== undefined),
   );
   const { bundle, entrypoint } = draft.script;
   return {
@@ -219,8 +260,9 @@ export function asCommand(draft: Draft, recipe: Recipe | null): string {
   for (const [name, value] of Object.entries(hyperparameters)) command.push('-p', `${name}=${parameter(value)}`);
   for (const [name, value] of Object.entries(env)) command.push('--env', `${name}=${value}`);
   for (const [name, value] of Object.entries(options)) {
-    const { flag } = OPTIONS[name as OptionName];
-    for (const one of Array.isArray(value) ? value : [value]) command.push(flag, String(one));
+    const { flag, kind } = OPTIONS[name as OptionName];
+    if (kind === 'flag') command.push(flag);
+    else for (const one of Array.isArray(value) ? value : [value]) command.push(flag, String(one));
   }
   if (draft.recipe === null) {
     // A script in a subfolder goes with the whole folder, as it was uploaded.

@@ -3,7 +3,7 @@
 import { type ChangeEvent, type ReactNode, useId } from 'react';
 import type { Schema } from '../rest/types.ts';
 import { shown } from '../ui/format.ts';
-import { kindOf, type OptionName, OPTIONS } from './draft.ts';
+import { ANSWERS, kindOf, type OptionName, OPTIONS } from './draft.ts';
 
 interface FieldProps {
   readonly text: string;
@@ -30,7 +30,7 @@ export function HyperparameterField({ name, schema, ...field }: FieldProps & { n
 
 export function OptionField({ name, epochs, ...field }: FieldProps & { name: OptionName; epochs: number }) {
   const { label, kind, help, fallback } = OPTIONS[name];
-  const choices = typeof kind === 'string' ? null : kind;
+  const choices = kind === 'flag' ? ANSWERS : typeof kind === 'string' ? null : kind;
   const usual = name === 'total_epochs' ? String(epochs) : fallback;
   return (
     <Field

@@ -1,4 +1,4 @@
-/** A question before something that can't be taken back. */
+/** A question before something that can't be taken back. Closed by itself, it gives the focus back to what asked. */
 
 import { type ReactNode, useEffect, useRef } from 'react';
 
@@ -19,7 +19,7 @@ export function Dialog({ title, children, action, danger = false, onAction, onCl
       <h2 id="dialog-title">{title}</h2>
       <div className="dialog-text">{children}</div>
       <div className="dialog-buttons">
-        <button type="button" onClick={onClose}>
+        <button type="button" onClick={() => dialog.current?.close()}>
           Cancel
         </button>
         <button
@@ -27,7 +27,7 @@ export function Dialog({ title, children, action, danger = false, onAction, onCl
           className={danger ? 'danger' : 'primary'}
           onClick={() => {
             onAction();
-            onClose();
+            dialog.current?.close();
           }}
         >
           {action}
