@@ -31,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     leaks.watch_orphans()
 
 
+# --- the order of the tests, and who runs them
+
+
 _TOGETHER = ("tests/faults/", "tests/dashboard/")
 
 
@@ -57,6 +60,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile 
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+# --- what a test may need
+
+
 def missing(service: str, reason: str) -> NoReturn:
     """Skips the test, or fails it where EPOCHCAST_TEST_REQUIRE names the service (as in CI)."""
     if service in REQUIRED:
@@ -68,7 +74,7 @@ def missing(service: str, reason: str) -> NoReturn:
 def _no_process_left() -> Iterator[None]:
     before = leaks.children()
     yield
-    started_by_fixtures = {server.process.pid for server in _session_servers if server.process}
+    started_by_fixtures = {server.process.pid for server in _lasting_servers if server.process}
 
     def left() -> set[int]:
         leaks.collect_orphans(before)
@@ -87,7 +93,7 @@ def _no_process_left() -> Iterator[None]:
 # --- Redis
 
 
-_session_servers: list[RedisServer | PostgresServer | Platform | Service] = []
+_lasting_servers: list[RedisServer | PostgresServer | Platform | Service] = []
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +123,7 @@ def any_redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def _redis(folder: Path, binary: Path | None) -> Iterator[RedisServer]:
     with RedisServer(folder, binary=binary) as server:
-        _session_servers.append(server)
+        _lasting_servers.append(server)
         yield server
 
 
@@ -149,7 +155,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     server = PostgresServer()
     try:
         server.start()
-        _session_servers.append(server)
+        _lasting_servers.append(server)
         database.upgrade(server.create_database("epochcast"))
         yield server
     finally:
@@ -216,7 +222,7 @@ def sqlite_settings(sqlite_url: str, redis_url: str, tmp_path: Path) -> Settings
 
 def outlives_tests(*servers: RedisServer | PostgresServer | Platform | Service) -> None:
     """What a fixture of a wider scope has started, and may start again: it isn't left by the test that is running."""
-    _session_servers.extend(servers)
+    _lasting_servers.extend(servers)
 
 
 def make_settings(database_url: str, redis_url: str, folder: Path) -> Settings:
@@ -232,15 +238,14 @@ def make_settings(database_url: str, redis_url: str, folder: Path) -> Settings:
     )
 
 
-# Ended with the file: ten processes that wait wake up some thirty times a second, which costs a third of a core where
-# memory that rests is taken back.
-
-
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The whole platform as `epochcast up --no-auth` starts it: own Redis, SQLite, gateway, worker."""
+    """The whole platform as `epochcast up --no-auth` starts it: own Redis, SQLite, gateway, worker.
+
+    It ends with the file: an idle one took 35 % of a core on a virtual machine whose memory is slow after a rest.
+    """
     with Platform(tmp_path_factory.mktemp("platform"), "--no-auth") as running:
-        _session_servers.append(running)
+        _lasting_servers.append(running)
         yield running
 
 
@@ -248,5 +253,5 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 def platform_with_auth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The whole platform as `epochcast up` starts it; `platform_with_auth.token` may do everything."""
     with Platform(tmp_path_factory.mktemp("platform-auth")) as running:
-        _session_servers.append(running)
+        _lasting_servers.append(running)
         yield running

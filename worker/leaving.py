@@ -25,6 +25,7 @@ OURS = tuple(
 PARALLEL = ("torch.distributed.", "torch.nn.parallel.")
 _CALLED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 
+# What is never freed.
 _kept: list[object] = []
 
 
@@ -38,7 +39,7 @@ def leave(code: int, folder: str) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     if _is_one_of_many():
-        _kept.extend(_parallel())
+        _kept.extend(_holders_of_process_groups())
     _take_apart(folder)
     for thing in gc.get_objects():
         # By type: `isinstance` asks the object itself, and libraries have some that answer with a warning.
@@ -50,17 +51,17 @@ def leave(code: int, folder: str) -> NoReturn:
     os._exit(code)
 
 
-def _parallel() -> list[object]:
+def _holders_of_process_groups() -> list[object]:
     """What holds process groups. A group that is freed waits for gloo's threads with Python's lock in its hand, for
     which they may wait (torch 2.13): once in some hundred ends of DDP in a script's module, a rank never ended."""
     things = gc.get_objects()
     kinds = {id(type(thing)): type(thing) for thing in things}
-    parallel = {
+    holding = {
         number
         for number, kind in kinds.items()
         if any(str(base.__module__).startswith(PARALLEL) for base in kind.__mro__)
     }
-    return [thing for thing in things if id(type(thing)) in parallel]
+    return [thing for thing in things if id(type(thing)) in holding]
 
 
 def _is_one_of_many() -> bool:

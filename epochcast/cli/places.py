@@ -1,9 +1,9 @@
 """What no message tells of a watched job, asked from time to time beside them: where it runs, or why it waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from epochcast.cli.output import plain
 from epochcast.errors import EpochcastError
@@ -21,19 +21,32 @@ WHY_S = 2.0
 """A submission's reason is there after the first pass over the queue, and changes with it."""
 
 
-@asynccontextmanager
-async def shown_places(
+def shown_places(
     client: "AsyncClient", board: "Callable[[], Board]", show: Callable[[tuple[str, ...]], None]
-) -> AsyncIterator[None]:
+) -> AbstractAsyncContextManager[None]:
     """While inside, `show` gets the lines of a running job, anew for each attempt and every ten seconds."""
-    task = asyncio.create_task(_ask(client, board, show))
+    return _beside(_ask_where(client, board, show))
+
+
+def told_reasons(
+    client: "AsyncClient", board: "Callable[[], Board]", tell: Callable[[str | None], None]
+) -> AbstractAsyncContextManager[None]:
+    """While inside, `tell` gets why a queued job waits, whenever that has changed."""
+    return _beside(_ask_why(client, board, tell))
+
+
+@asynccontextmanager
+async def _beside(asking: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(asking)
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _ask(client: "AsyncClient", board: "Callable[[], Board]", show: Callable[[tuple[str, ...]], None]) -> None:
+async def _ask_where(
+    client: "AsyncClient", board: "Callable[[], Board]", show: Callable[[tuple[str, ...]], None]
+) -> None:
     loop = asyncio.get_running_loop()
     asked_at, attempt = float("-inf"), None
     while True:
@@ -45,18 +58,6 @@ async def _ask(client: "AsyncClient", board: "Callable[[], Board]", show: Callab
             except EpochcastError:
                 show(())  # an ornament: the messages tell what is wrong with the server
         await asyncio.sleep(LOOK_S)
-
-
-@asynccontextmanager
-async def told_reasons(
-    client: "AsyncClient", board: "Callable[[], Board]", tell: Callable[[str | None], None]
-) -> AsyncIterator[None]:
-    """While inside, `tell` gets why a queued job waits, whenever that has changed."""
-    task = asyncio.create_task(_ask_why(client, board, tell))
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 async def _ask_why(client: "AsyncClient", board: "Callable[[], Board]", tell: Callable[[str | None], None]) -> None:

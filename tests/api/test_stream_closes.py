@@ -178,9 +178,9 @@ async def test_the_11th_subscriber_of_a_job(socket_gateway: ThreadGateway, train
     url = socket_gateway.url(training.job_id)
     held = [await _accepted(url) for _ in range(10)]
     assert await read_all(url) == ([], 1013, "too many connections")
-    first = held.pop()
-    assert first is not None
-    await first.close()
+    last = held.pop()
+    assert last is not None
+    await last.close()
     async with asyncio.timeout(30):
         while (again := await _accepted(url)) is None:  # the place is given back a moment after the close
             pass

@@ -1,10 +1,11 @@
 /** All jobs that the token may see, live and without log lines: the newest message of each. */
 
+import { ask } from './ask.ts';
 import { compareIds } from './eventIds.ts';
 import { type Complete, type Failure, isTerminal, type Message, type Progress } from './messages.ts';
 import { type Connection, ReconnectingSocket } from './ReconnectingSocket.ts';
 import type { StreamOptions } from './TrainingJobStream.ts';
-import { apiUrl, socketUrl } from './urls.ts';
+import { socketUrl } from './urls.ts';
 import { Watchers } from './Watchers.ts';
 
 export type JobMessage = Progress | Complete | Failure;
@@ -80,12 +81,7 @@ export class FleetStream {
 
   /** Silence is usual; whether anybody is there is asked elsewhere. Rejects when nobody answers. */
   private async hasMissed(): Promise<boolean> {
-    const { url, token } = this.options;
-    await fetch(apiUrl(url, '/training-jobs?limit=1'), {
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
-      signal: AbortSignal.timeout(5_000),
-      cache: 'no-store',
-    });
+    await ask(this.options, '/training-jobs?limit=1');
     return false;
   }
 

@@ -1,10 +1,11 @@
 /** One job, live: its state kept up to date over a socket that comes back with its cursor. */
 
+import { ask } from './ask.ts';
 import { compareIds, isNext } from './eventIds.ts';
 import { apply, isSeen, type JobState, unknownJob } from './jobState.ts';
 import type { Message } from './messages.ts';
 import { type Connection, ReconnectingSocket } from './ReconnectingSocket.ts';
-import { apiUrl, socketUrl } from './urls.ts';
+import { socketUrl } from './urls.ts';
 import { Watchers } from './Watchers.ts';
 
 export interface StreamOptions {
@@ -78,12 +79,7 @@ export class TrainingJobStream {
   }
 
   private async hasMissed(): Promise<boolean> {
-    const { url, token } = this.options;
-    const answer = await fetch(apiUrl(url, `/training-jobs/${this.state.jobId}`), {
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
-      signal: AbortSignal.timeout(5_000),
-      cache: 'no-store',
-    });
+    const answer = await ask(this.options, `/training-jobs/${this.state.jobId}`);
     if (!answer.ok) return false;
     const { last_event_id: newest } = (await answer.json()) as { last_event_id: string | null };
     return newest !== null && compareIds(newest, this.lastId ?? '0') > 0;

@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState } from 'react';
 
-/** 4 frames of 60 a second: a row is painted 67 ms late at most. */
+/** So many frames until all is painted, or twice as many where React needs one of its own for each part. */
 const PARTS = 4;
 
 /** What is to be painted now. A list with other items, or in another order, is painted at once and whole. */
