@@ -108,5 +108,6 @@ def test_where_redis_is_away_from_all_they_take_turns_too(
 
 
 def _pokes(database: Database, job_id: int) -> int:
+    """How often a job's host was poked; 0 before it is placed."""
     with database.read() as connection:
-        return int(connection.execute(sa.select(placements.c.pokes).where(placements.c.job_id == job_id)).scalar_one())
+        return connection.execute(sa.select(placements.c.pokes).where(placements.c.job_id == job_id)).scalar() or 0
