@@ -1,7 +1,10 @@
 """Every error the client raises, on one page; `EpochcastError` catches them all."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from epochcast.jobs import JobError, TrainingJob
 
 
 class EpochcastError(Exception):
@@ -25,7 +28,19 @@ class DamagedDownload(EpochcastError):
 
 
 class JobFailed(EpochcastError):
-    """Raised by `result()` when the job ended `failed` or `stopped`."""
+    """Raised by `result()` when the job ended `failed` or `stopped`, or saved no model.
+
+    `job`: as it ended. `error`: what it failed with, such as `type` `cuda_oom` with the memory's numbers; None when it
+    did not fail.
+    """
+
+    def __init__(self, message: str, job: "TrainingJob") -> None:
+        super().__init__(message)
+        self.job = job
+        self.error: JobError | None = job.error
+
+    def __reduce__(self) -> "tuple[type[JobFailed], tuple[str, TrainingJob]]":
+        return JobFailed, (str(self), self.job)
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,13 @@ def _picture(job: TrainingJob) -> str:
 
 
 def _model_id(job: TrainingJob) -> int:
+    # Without its client: an error may be sent to another process.
+    ended = TrainingJob(**dict(job))
     if job.status is not Status.SUCCEEDED:
-        raise JobFailed(f"job {job.job_id} {job.status}" + (f": {job.error_message}" if job.error_message else ""))
+        reason = f": {job.error_message}" if job.error_message else ""
+        raise JobFailed(f"job {job.job_id} {job.status}{reason}", ended)
     if job.model_id is None:
-        raise JobFailed(f"job {job.job_id} succeeded but saved no model; call run.save_model in its script")
+        raise JobFailed(f"job {job.job_id} succeeded but saved no model; call run.save_model in its script", ended)
     return job.model_id
 
 

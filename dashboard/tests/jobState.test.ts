@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { apply, MAX_LINES, unknownJob } from '../src/stream/jobState.ts';
+import { apply, MAX_EPOCHS, MAX_LINES, unknownJob } from '../src/stream/jobState.ts';
 import type { Message } from '../src/stream/messages.ts';
 
 const common = {
@@ -152,4 +152,10 @@ test('only the newest lines are kept', () => {
   const { lines } = apply(unknownJob(1), many);
   assert.equal(lines.length, MAX_LINES);
   assert.equal(lines.at(-1)?.id, `2-${MAX_LINES + 10}`);
+});
+
+test('a page that stays open keeps the newest epochs', () => {
+  const many = Array.from({ length: MAX_EPOCHS + 10 }, (_, at) => epoch(`2-${at + 1}`, at + 1, 0.5));
+  const { epochs } = apply(unknownJob(1), many);
+  assert.deepEqual([epochs.length, epochs[0]?.epoch, epochs.at(-1)?.epoch], [MAX_EPOCHS, 11, MAX_EPOCHS + 10]);
 });

@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { delayMs } from '../src/stream/backoff.ts';
-import { verdictOn, wantsToken } from '../src/stream/closes.ts';
+import { isCrowded, verdictOn, wantsToken } from '../src/stream/closes.ts';
 import { compareIds, cursorBefore, isNext, parseId } from '../src/stream/eventIds.ts';
 import { applyFleet } from '../src/stream/FleetStream.ts';
 import type { Message } from '../src/stream/messages.ts';
+import { messageOf } from '../src/stream/snapshot.ts';
 import { socketUrl } from '../src/stream/urls.ts';
+import { job } from './samples.ts';
 
 const LOST = { code: 1006, reason: '' };
 
@@ -42,6 +44,11 @@ test('only what is wrong with the token asks for another', () => {
   assert.ok(!wantsToken({ code: 1008, reason: 'job not found' }));
 });
 
+test('only the close of an 11th subscriber is for want of a place', () => {
+  assert.ok(isCrowded({ code: 1013, reason: 'too many connections' }));
+  for (const close of [{ code: 1013, reason: 'slow consumer' }, LOST, null]) assert.ok(!isCrowded(close));
+});
+
 test('the wait is anything up to a ceiling that doubles and has a cap', () => {
   assert.equal(delayMs(3, LOST, 0), 0);
   assert.equal(delayMs(0, LOST, 1), 400);
@@ -75,4 +82,13 @@ test('a cursor goes into the address, a token never', () => {
     'wss://host:1/api/v1/training-jobs/4/ws?after=2-46',
   );
   assert.equal(socketUrl('http://host', '/training-jobs/ws'), 'ws://host/api/v1/training-jobs/ws');
+});
+
+test('a job as it was read is the message that a new subscriber would get', () => {
+  const read = { last_event_id: '2-8', current_epoch: 8, model_id: 3, final_metrics: { loss: 0.1 } };
+  assert.equal(messageOf(job(1, read)).type, 'progress');
+  const { id, type } = messageOf(job(1, { ...read, status: 'succeeded' }));
+  assert.deepEqual([id, type], ['2-8', 'complete']);
+  assert.equal(messageOf(job(1, { ...read, status: 'stopped' })).type, 'progress');
+  assert.equal(messageOf(job(1, { last_event_id: null })).id, '0');
 });

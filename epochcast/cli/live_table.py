@@ -1,5 +1,6 @@
 """`--watch` of the commands that list: the table again and again, repainted in place until Ctrl-C."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +21,8 @@ def repaint(
 ) -> NoReturn:
     """Shows what `fetch` gives, every two seconds. A server that is away is said below the table, and waited for.
 
-    With `as_json`: a line whenever it has changed. Raises UsageError where there is no terminal to repaint.
+    With `as_json`: a line whenever it has changed, the rest on stderr. Raises UsageError where there is no terminal to
+    repaint.
     """
     screen = console()
     if not as_json and (not screen.is_terminal or screen.is_dumb_terminal):
@@ -36,13 +38,24 @@ def repaint(
 
 
 def _print_changes(fetch: "Callable[[], Sequence[Any]]") -> NoReturn:
-    shown: object = None
+    shown = fetch()
+    print_json(shown)
+    is_away = False
     while True:
-        found = fetch()
+        time.sleep(EVERY_S)
+        try:
+            found = fetch()
+        except EpochcastError as error:
+            if not _may_pass(error):
+                raise
+            if not is_away:
+                print(f"epochcast: {plain(error)}; what was printed last may be old", file=sys.stderr, flush=True)
+            is_away = True
+            continue
+        is_away = False
         if found != shown:
             print_json(found)
             shown = found
-        time.sleep(EVERY_S)
 
 
 def _paint(

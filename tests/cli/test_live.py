@@ -57,6 +57,28 @@ def test_hosts_watch_waits_for_a_server_that_is_away_and_says_so() -> None:
     assert "what is above may be old" in terminal.text
 
 
+def test_as_json_it_waits_for_a_server_that_is_away_too() -> None:
+    answers = iter([Answer(200, {"items": [HOST]})] + 9 * [Answer(cut_after=0)])
+
+    def answer(_: Call) -> Answer:
+        return next(answers, Answer(200, {"items": [HOST | {"name": "gpu-4"}]}))
+
+    with serving(answer) as server:
+        following = subprocess.Popen(
+            [*CLI, "hosts", "--watch", "--json", "--url", server.url],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert following.stdout is not None
+        shown = [json.loads(following.stdout.readline())[0]["name"] for _ in range(2)]
+        following.terminate()
+        said = following.communicate(timeout=60)[1]
+    assert shown == [HOST["name"], "gpu-4"]
+    assert said.count("what was printed last may be old") == 1
+
+
 def test_what_a_server_refuses_ends_a_live_table_with_its_words() -> None:
     answers = iter([Answer(200, {"items": [HOST]})])
     gone = Answer(401, {"title": "Unauthorized", "status": 401, "detail": "token expired"})

@@ -1,11 +1,14 @@
 """The page of one job: its curves, log, files, errors and orders; nothing lost when the network goes."""
 
 import hashlib
+import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import WebSocketRoute, expect
+from websockets.sync.client import connect
 
 import epochcast
 from epochcast.jobs import GpuMemory, JobError, Status
@@ -172,6 +175,133 @@ OUT_OF_MEMORY = JobError(
     ),
     verdict="batch too large by about 1.2x: try batch_size <= 96",
 )
+
+
+def test_the_11th_viewer_of_a_job_sees_it_move_and_goes_live_when_one_leaves(
+    sqlite_settings: Settings, new_context: NewContext
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training.report(3)
+    with Served(sqlite_settings) as served, ExitStack() as viewers:
+        address = f"{served.url.replace('http', 'ws')}/api/v1/training-jobs/{training.job_id}/ws"
+        ten = [viewers.enter_context(connect(f"{address}?token={served.token()}")) for _ in range(10)]
+        for viewer in ten:
+            viewer.recv(timeout=20)  # it has its place
+        dashboard = Dashboard.open(new_context().new_page(), served.url, served.token())
+        dashboard.go(f"/jobs/{training.job_id}")
+        page = dashboard.page
+        expect(page.locator("main [data-phase='polling']")).to_be_visible()
+        expect(page.get_by_text("All places on this job's live stream are taken")).to_be_visible()
+        assert violations(page) == []
+        training.report(2)
+        expect(page.get_by_text("epoch 5 of 1000")).to_be_visible()
+        dashboard.shows(5)
+        ten[0].close()
+        expect(page.locator("main [data-phase='live']")).to_be_visible()
+        training.finish()
+        expect(page.locator("main [data-phase='ended']")).to_be_visible()
+        expect(page.get_by_test_id("progress")).to_have_text("100 %")
+        dashboard.shows(5)
+    training.close()
+    database.close()
+
+
+def test_while_a_long_past_is_told_again_the_page_stays_in_the_present(
+    sqlite_settings: Settings, new_context: NewContext
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url).start()
+    training.report(80)
+    training.archive()
+    with Served(sqlite_settings) as served:
+        page = new_context().new_page()
+        # Every progress that the page ever shows; and its messages, one by one and slowly.
+        page.add_init_script(
+            """
+            window.shown = new Set();
+            const look = () => {
+              window.shown.add(document.querySelector('[data-testid=progress]')?.textContent ?? null);
+              requestAnimationFrame(look);
+            };
+            look();
+            """
+        )
+        held: list[str | bytes] = []
+        sockets: list[WebSocketRoute] = []
+
+        def hold(message: str | bytes) -> None:
+            held.append(message)
+
+        def intercept(route: WebSocketRoute) -> None:
+            route.connect_to_server().on_message(hold)
+            sockets.append(route)
+
+        page.route_web_socket(re.compile(f"/training-jobs/{training.job_id}/ws"), intercept)
+        dashboard = Dashboard.open(page, served.url, served.token())
+        dashboard.go(f"/jobs/{training.job_id}")
+        expect(page.get_by_test_id("progress")).to_have_text("8 %")
+        training.report(10)
+        while len(held) < 91:  # the browser's events are only taken while its page is waited for
+            page.wait_for_timeout(50)
+        for at, message in enumerate(held):
+            sockets[0].send(message)
+            if at % 10 == 0:
+                page.wait_for_timeout(60)  # more than the stream waits until it tells of them
+        expect(page.get_by_test_id("progress")).to_have_text("9 %")
+        dashboard.shows(90)
+        assert set(page.evaluate("[...window.shown]")) - {None} == {"8 %", "9 %"}
+    training.close()
+    database.close()
+
+
+def test_curves_can_be_zoomed_without_a_mouse(dashboard: Dashboard, client: httpx2.Client) -> None:
+    job_id = submit(client, total_epochs=6)
+    finished(client, job_id)
+    dashboard.go(f"/jobs/{job_id}")
+    dashboard.shows(6)
+    page = dashboard.page
+    curves = page.get_by_role("region", name="Curves")
+    chart = curves.get_by_role("img").first
+    whole = chart.screenshot()
+    curves.get_by_label("From epoch").focus()
+    page.keyboard.type("3")
+    page.keyboard.press("Tab")
+    page.keyboard.type("2")
+    expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "true")
+    page.keyboard.press("Backspace")
+    page.keyboard.type("5")
+    expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "false")
+    zoomed = chart.screenshot()
+    assert zoomed != whole
+    curves.get_by_role("button", name="Reset zoom").press("Enter")
+    expect(curves.get_by_label("From epoch")).to_have_value("")
+    expect(curves.get_by_label("To epoch")).to_have_value("")
+    wait_until(lambda: chart.screenshot() == whole, "the whole curve again", timeout_s=20)
+
+
+BELOW_ZERO = """
+import epochcast
+
+run = epochcast.init()
+for epoch in run.epochs():
+    run.report(epoch=epoch, train_loss=1 / epoch, log_likelihood=-1 / epoch)
+"""
+
+
+def test_a_log_scale_without_anything_above_zero_says_so(
+    dashboard: Dashboard, running: Platform, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(BELOW_ZERO)
+    with epochcast.Client(running.url, running.token) as client:
+        job = client.submit(tmp_path / "train.py", total_epochs=3)
+    dashboard.go(f"/jobs/{job.job_id}")
+    dashboard.shows(3)
+    note = dashboard.page.get_by_text("Nothing here is above 0")
+    expect(note).to_have_count(0)
+    dashboard.page.get_by_label("Log scale").check()
+    expect(dashboard.page.locator("figure", has=note)).to_have_count(1)
+    expect(dashboard.page.locator("figure", has=note)).to_contain_text("log_likelihood")
 
 
 def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(sqlite_settings: Settings, new_context: NewContext) -> None:

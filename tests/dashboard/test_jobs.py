@@ -1,14 +1,19 @@
 """Signing in, and the list of jobs: live, found by words, sorted, and as good with a thousand as with three."""
 
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import httpx2
 import pytest
 from playwright.sync_api import Route, WebSocketRoute, expect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from epochcast.jobs import Resources, TrainingJobSpec
 from shared import tokens
 from shared.database import Database
+from shared.embedded import free_port
 from shared.settings import Settings
 from shared.store import Store
 from tests.api.rest.served import Served
@@ -16,7 +21,10 @@ from tests.api.training import Training
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, submit
 from tests.dashboard.proxy import CuttableProxy
+from tests.faults.service import Service
 from tests.platform import Platform
+from tests.waiting import wait_until
+from tests.worker.host import environment
 
 pytestmark = pytest.mark.chromium
 
@@ -98,6 +106,77 @@ def test_a_new_job_appears_and_reaches_its_end_without_a_reload(dashboard: Dashb
     expect(row).to_contain_text("appears")
     expect(row.locator(".status")).to_have_text("succeeded")
     expect(row).to_contain_text("100 %")
+
+
+def test_who_may_only_read_is_offered_nothing_else(running: Platform, new_context: NewContext) -> None:
+    secret = (running.data_dir / "secret").read_text().strip()
+    token = tokens.create("reader", ("jobs:read",), days=1, secret=secret)
+    dashboard = Dashboard.open(new_context().new_page(), running.url, token)
+    page = dashboard.page
+    expect(page.get_by_text("Jobs show up here")).to_be_visible()
+    for name in ("Submit", "New job", "Submit the first one"):
+        expect(page.get_by_role("link", name=name)).to_have_count(0)
+    dashboard.go("/submit")
+    expect(page.get_by_text("lacks the scope jobs:write")).to_be_visible()
+    expect(dashboard.button("Submit job")).to_be_disabled()
+
+
+def test_no_log_holds_the_token_of_anybody_who_used_the_pages(
+    sqlite_settings: Settings, new_context: NewContext, tmp_path: Path
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url).start()
+    training.report(3)
+    port, log = free_port(), tmp_path / "gateway.log"
+    url, stream = f"http://127.0.0.1:{port}", f"/api/v1/training-jobs/{training.job_id}"
+    assert sqlite_settings.secret is not None
+    token = tokens.create("alice", ("jobs:read",), days=1, secret=sqlite_settings.secret.get_secret_value())
+    gateway = Service("api", environment(sqlite_settings) | {"EPOCHCAST_PORT": str(port)}, log)
+    gateway.start()
+    with httpx2.Client(base_url=url, trust_env=False, timeout=30) as client:
+        wait_until(lambda: answers(client), "the gateway", timeout_s=60)
+        dashboard = Dashboard.open(new_context().new_page(), url, token)
+        dashboard.go(f"/jobs/{training.job_id}")
+        expect(dashboard.page.locator("main [data-phase='live']")).to_be_visible()
+        # The other ways in which a client may show it; and one that is refused for it.
+        for shown in (token, token + "x"):
+            with connect(f"ws://127.0.0.1:{port}{stream}/ws?token={shown}") as socket, suppress(ConnectionClosed):
+                socket.recv(timeout=20)
+            client.get(f"{stream}/events?token={shown}")
+            client.get(stream, headers={"Authorization": f"Bearer {shown}"})
+    assert gateway.end() == 0
+    lines = log.read_text()
+    assert lines.count(f'"WebSocket {stream}/ws') == 3
+    assert f"{stream}/events?token=[redacted]" in lines
+    assert [part for part in token.split(".")[1:] if part in lines] == []
+    training.close()
+    database.close()
+
+
+def answers(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_places_in_the_queue_are_read_again_on_older_pages_too(crowded: Served, new_context: NewContext) -> None:
+    with crowded as served:
+        page = new_context().new_page()
+        page.clock.install()
+        dashboard = Dashboard.open(page, served.url, served.token("alice", "jobs:read", "jobs:all"))
+        page.get_by_role("searchbox", name="Search jobs").fill("#1 job-1")
+        row = dashboard.row(1)
+        expect(row).to_be_visible()
+        before = row.inner_text()
+        store = Store(Database(served.settings.database_url.get_secret_value()))
+        spec = TrainingJobSpec(
+            recipe="image-classifier", name="urgent", total_epochs=9, priority=9, resources=Resources(gpus=4)
+        )
+        store.create(spec, "alice")
+        page.clock.fast_forward(31_000)
+        expect(row).not_to_have_text(before)
+        store.database.close()
 
 
 def test_a_gateway_that_falls_silent_is_noticed(running: Platform, new_context: NewContext) -> None:

@@ -107,6 +107,75 @@ def test_an_announced_hole_is_taken_as_it_is() -> None:
     assert len(gateway.handshakes) == 1
 
 
+# --- all places taken: the 11th of a job is told nothing, and asks
+
+CROWDED = says(close=1013, reason="too many connections")
+JOB = "/api/v1/training-jobs/42"
+
+
+def snapshot(seq: int, **fields: Any) -> dict[str, Any]:
+    """What `GET` says of job 42 after its event `seq`."""
+    ended = {"model_id": None, "final_metrics": None, "error_message": None, "error": None}
+    job = {**progress(seq), **ended, "last_event_id": f"1-{seq}", **fields}
+    return {name: value for name, value in job.items() if name not in ("type", "id")}
+
+
+def page(*items: dict[str, Any], after: str, resync: bool = False) -> dict[str, Any]:
+    return {"items": list(items), "next_after": items[-1]["id"] if items else after, "resync": resync}
+
+
+def test_who_finds_no_place_asks_for_the_messages_to_the_end() -> None:
+    pages: dict[str, list[Any]] = {
+        f"{JOB}/events": [
+            page(progress(7), progress(8), after="1-6"),
+            503,
+            page(progress(9), END, after="1-8"),
+            page(after="1-10"),
+        ],
+        JOB: [snapshot(10, status="succeeded")],
+    }
+    with ScriptedGateway(CROWDED, pages=pages) as gateway:
+        seen = follow(gateway, after="1-6")
+    assert seen["messages"] == ["1-7", "1-8", "1-9", "1-10"]
+    assert (seen["completed"], seen["close"]) == (True, {"code": 1000, "reason": "succeeded"})
+    assert "polling" in seen["phases"]
+    assert seen["phases"][-1] == "ended"
+    asked = [path for path in gateway.gets if "/events" in path]
+    assert [path.partition("after=")[2].partition("&")[0] for path in asked] == ["1-6", "1-8", "1-8", "1-10"]
+    # What there is already comes at once; after that a call is held back until there is something.
+    assert [path.partition("wait=")[2] for path in asked] == ["0", "20", "20", "20"]
+
+
+def test_who_asks_without_a_cursor_begins_with_the_state_now() -> None:
+    pages = {
+        f"{JOB}/events": [page(progress(9), END, after="1-8"), page(after="1-10")],
+        JOB: [snapshot(8), snapshot(10, status="succeeded")],
+    }
+    with ScriptedGateway(CROWDED, pages=pages) as gateway:
+        seen = follow(gateway)
+    assert seen["messages"] == ["1-8", "1-9", "1-10"]
+
+
+def test_who_asks_is_told_of_a_hole_too() -> None:
+    pages = {
+        f"{JOB}/events": [page(progress(9), END, after="1-2", resync=True), page(after="1-10")],
+        JOB: [snapshot(10, status="succeeded")],
+    }
+    with ScriptedGateway(CROWDED, pages=pages) as gateway:
+        seen = follow(gateway, after="1-2")
+    assert (seen["messages"], seen["resyncs"]) == (["1-2", "1-9", "1-10"], 1)
+
+
+def test_as_soon_as_a_place_is_free_the_socket_goes_on_where_the_asking_was() -> None:
+    pages = {f"{JOB}/events": [page(progress(7), after="1-6"), page(after="1-7")], JOB: [snapshot(7)]}
+    placed = says(progress(8), progress(9), END, close=1000, reason="succeeded")
+    with ScriptedGateway(CROWDED, placed, pages=pages) as gateway:
+        seen = follow(gateway, after="1-6")
+    assert seen["messages"] == ["1-7", "1-8", "1-9", "1-10"]
+    assert gateway.afters() == ["1-6", "1-7"]
+    assert seen["phases"][-1] == "ended"
+
+
 def test_the_manuals_snippet_follows_a_job_to_its_end_and_lets_the_program_go() -> None:
     page = (markdown.DOCS / "dashboard.md").read_text()
     (code, _hook) = markdown.blocks(page, "typescript")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -174,10 +175,19 @@ def test_result_waits_for_the_end_and_gives_the_model() -> None:
 
 
 def test_result_of_a_failed_job_says_why() -> None:
-    pages = {"/api/v1/training-jobs/42": [job(), job("failed", error_message="CUDA out of memory")]}
+    error = {"type": "cuda_oom", "message": "CUDA out of memory", "verdict": "try batch_size <= 96"}
+    pages = {"/api/v1/training-jobs/42": [job(), job("failed", error_message="CUDA out of memory", error=error)]}
     gateway = ScriptedGateway(says(message(2, "error")), pages=pages)
-    with gateway, epochcast.Client(gateway.url) as client, pytest.raises(JobFailed, match="CUDA out of memory"):
+    with (
+        gateway,
+        epochcast.Client(gateway.url) as client,
+        pytest.raises(JobFailed, match="CUDA out of memory") as failure,
+    ):
         client.job(42).result()
+    for failed in (failure.value, pickle.loads(pickle.dumps(failure.value))):
+        assert failed.error is not None
+        assert (failed.error.type, failed.error.verdict) == ("cuda_oom", "try batch_size <= 96")
+        assert failed.job.status == "failed"
 
 
 def test_watching_works_where_a_loop_already_runs_as_in_a_notebook() -> None:

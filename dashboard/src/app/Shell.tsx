@@ -2,7 +2,7 @@
 
 import { type ReactNode, useEffect, useRef } from 'react';
 import { ConnectionState } from '../ui/ConnectionState.tsx';
-import { useFleetConnection, usePlatform } from './platform.tsx';
+import { useFleetConnection, useMay, usePlatform } from './platform.tsx';
 import { Link, routeOf, usePath } from './router.tsx';
 import { applyTheme, type Theme, useTheme } from './theme.ts';
 
@@ -11,13 +11,14 @@ const PLACES = [
   { href: '/compare', page: ['compare'], text: 'Compare' },
   { href: '/models', page: ['models', 'model'], text: 'Models' },
   { href: '/fleet', page: ['fleet'], text: 'Fleet' },
-  { href: '/submit', page: ['submit'], text: 'Submit' },
+  { href: '/submit', page: ['submit'], text: 'Submit', writes: true },
 ];
 
 export function Shell({ children, onSignOut }: { children: ReactNode; onSignOut: () => void }) {
   const path = usePath();
   const { page } = routeOf(path);
   const { who } = usePlatform();
+  const mayWrite = useMay('jobs:write');
   const connection = useFleetConnection();
   const main = useRef<HTMLElement>(null);
   const isFirst = useRef(true);
@@ -46,7 +47,7 @@ export function Shell({ children, onSignOut }: { children: ReactNode; onSignOut:
           epochcast
         </Link>
         <nav aria-label="Pages">
-          {PLACES.map((place) => (
+          {PLACES.filter((place) => mayWrite || !place.writes).map((place) => (
             <Link key={place.href} href={place.href} aria-current={place.page.includes(page) ? 'page' : undefined}>
               {place.text}
             </Link>

@@ -5,18 +5,20 @@ import { useFleet, usePlatform } from '../app/platform.tsx';
 import { Link, setQuery, useQuery } from '../app/router.tsx';
 import { Chart } from '../curves/Chart.tsx';
 import { ViewControls, WHOLE } from '../curves/ViewControls.tsx';
-import { withMessage } from '../jobs/liveJobs.ts';
+import { jobIds, withMessage } from '../jobs/liveJobs.ts';
 import { Problem, type Rest } from '../rest/Rest.ts';
 import type { History, Items, Job } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { isTerminal } from '../stream/index.ts';
 import { JobStatus } from '../ui/JobStatus.tsx';
+import { useLast } from '../ui/useLast.ts';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
 import { Differences } from './Differences.tsx';
-import { comparison, type Compared, jobIds } from './comparison.ts';
+import { comparison, type Compared } from './comparison.ts';
 
 const MOST = 8;
+const NONE: readonly { readonly id: number; readonly job: Job | null }[] = [];
 /** How often the curves of jobs that run are read again. */
 const AGAIN_MS = 2_000;
 
@@ -31,12 +33,11 @@ export default function ComparePage() {
 
   const statuses = ids.map((id) => fleet.get(id)?.status ?? '').join();
   const jobs = useAnswer(`compare ${key} ${statuses}`, (signal) =>
-    Promise.all(ids.map((id) => jobOf(rest, id, signal))),
+    Promise.all(ids.map(async (id) => ({ id, job: await jobOf(rest, id, signal) }))),
   );
-  const [lastJobs, setLastJobs] = useState({ key, jobs: jobs.data });
-  if (jobs.data && jobs.data !== lastJobs.jobs) setLastJobs({ key, jobs: jobs.data });
-  const found = lastJobs.key === key ? lastJobs.jobs : null;
-  const known = useMemo(() => (found ?? []).filter((job) => job !== null), [found]);
+  const found = useLast(jobs.data, NONE);
+  // Of those that were just added nothing is known yet.
+  const known = useMemo(() => found.flatMap(({ job }) => (job && ids.includes(job.job_id) ? [job] : [])), [found, key]);
   const wanted = known.map((job) => job.job_id);
   // Not at each epoch: of quick ones the next would come before the answer, again and again.
   const isMoving = wanted.some((id) => !isTerminal(fleet.get(id)?.status ?? 'stopped'));
@@ -54,8 +55,7 @@ export default function ComparePage() {
     },
     isMoving ? AGAIN_MS : 0,
   );
-  const [last, setLast] = useState(histories.data);
-  if (histories.data && histories.data !== last) setLast(histories.data);
+  const last = useLast(histories.data, null);
 
   const compared = useMemo<readonly Compared[]>(
     () => known.map((job) => ({ job, history: last?.find((one) => one.job_id === job.job_id)?.metrics ?? {} })),
@@ -69,7 +69,7 @@ export default function ComparePage() {
         <h1>Compare</h1>
         <Chosen
           jobs={known.map((job) => withMessage(job, fleet.get(job.job_id)))}
-          missing={found ? ids.filter((_, at) => found[at] === null) : []}
+          missing={ids.filter((id) => found.some((one) => one.id === id && one.job === null))}
           ids={ids}
         />
       </div>
@@ -88,7 +88,7 @@ export default function ComparePage() {
       {x.length > 0 && (
         <section aria-label="Curves">
           <div className="section-tools">
-            <ViewControls view={view} onView={setView} />
+            <ViewControls view={view} unit="epoch" onView={setView} />
           </div>
           <div className="charts">
             {charts.map(({ title, curves }) => (

@@ -8,11 +8,6 @@ export interface Compared {
   readonly history: History;
 }
 
-/** The numbers in `1,2 #3`, each once. */
-export function jobIds(text: string): readonly number[] {
-  return [...new Set((text.match(/\d+/g) ?? []).map(Number).filter((id) => id > 0))];
-}
-
 /** One chart for each metric, one curve in it for each job that has it, over all their epochs. */
 export function comparison(compared: readonly Compared[]): {
   x: readonly number[];

@@ -27,9 +27,11 @@ export interface View {
   readonly isLog: boolean;
   /** 0 to 0.99. */
   readonly smoothing: number;
-  /** What was zoomed to; null: everything. */
-  readonly range: readonly [number, number] | null;
+  readonly range: Range;
 }
+
+/** What was zoomed to: from and to; null: the first and the last there is. */
+export type Range = readonly [number | null, number | null];
 
 interface ChartProps {
   readonly title: string;
@@ -39,7 +41,7 @@ interface ChartProps {
   readonly curves: readonly Curve[];
   readonly marks?: readonly Mark[];
   readonly view: View;
-  readonly onRange: (range: readonly [number, number] | null) => void;
+  readonly onRange: (range: Range) => void;
 }
 
 const NO_MARKS: readonly Mark[] = [];
@@ -92,10 +94,11 @@ export function Chart({ title, unit = 'epoch', x, curves, marks = NO_MARKS, view
     const drawn = chart.current;
     if (!drawn) return;
     drawn.setData(data as uPlot.AlignedData, false);
-    const [min, max] = view.range ?? [x[0] ?? 0, x.at(-1) ?? 1];
+    const [min, max] = [view.range[0] ?? x[0] ?? 0, view.range[1] ?? x.at(-1) ?? 1];
     drawn.setScale('x', { min, max: max > min ? max : min + 1 });
   }, [shape, data, view.range, x, marks]);
 
+  const isEmpty = view.isLog && !curves.some(({ values }) => values.some((value) => value !== null && value > 0));
   const index = at !== null && at < x.length ? at : x.length - 1;
   return (
     <figure className="chart">
@@ -112,6 +115,7 @@ export function Chart({ title, unit = 'epoch', x, curves, marks = NO_MARKS, view
           <span className="legend-at soft num">{x.length > 0 ? `${unit} ${x[index]}` : ''}</span>
         </span>
       </figcaption>
+      {isEmpty && <p className="chart-note soft">Nothing here is above 0, so a log scale has no place for it.</p>}
       <div ref={place} className="chart-canvas" role="img" aria-label={described(title, unit, x, curves)} />
     </figure>
   );

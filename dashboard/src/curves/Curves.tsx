@@ -41,7 +41,7 @@ export function Curves({ title, unit, columns, marks, name }: CurvesProps) {
       <div className="section-head">
         {heading}
         <div className="section-tools">
-          <ViewControls view={view} onView={setView} />
+          <ViewControls view={view} unit={unit} onView={setView} />
           <button
             type="button"
             className="quiet"
@@ -65,7 +65,9 @@ export function Curves({ title, unit, columns, marks, name }: CurvesProps) {
           />
         ))}
       </div>
-      <p className="hint soft">Drag across a chart to zoom, double-click to see all of it again.</p>
+      <p className="hint soft">
+        Drag across a chart to zoom, or say from where to where; double-click to see all of it again.
+      </p>
       <DataTable columns={columns} unit={unit} />
     </section>
   );
@@ -77,6 +79,6 @@ function curveOf(columns: Columns, name: string, at: number): Curve {
     label: name,
     values: columns.series[name]!,
     colour: placeOf(name, at),
-    ...(bad ? { note: `NaN in ${bad} ${bad === 1 ? 'epoch' : 'epochs'}` } : {}),
+    ...(bad ? { note: `NaN or infinite in ${bad} ${bad === 1 ? 'epoch' : 'epochs'}` } : {}),
   };
 }

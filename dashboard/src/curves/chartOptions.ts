@@ -2,7 +2,7 @@
 
 import uPlot from 'uplot';
 import { number } from '../ui/format.ts';
-import type { Mark, Unit } from './Chart.tsx';
+import type { Mark, Range, Unit } from './Chart.tsx';
 
 export interface Wish {
   readonly width: number;
@@ -12,7 +12,7 @@ export interface Wish {
   readonly isSmoothed: boolean;
   readonly colours: CSSStyleDeclaration;
   readonly marks: () => readonly Mark[];
-  readonly onRange: (range: readonly [number, number] | null) => void;
+  readonly onRange: (range: Range) => void;
   readonly onPointer: (index: number | null) => void;
 }
 
@@ -60,11 +60,11 @@ export function options(wish: Wish): uPlot.Options {
         (chart) => {
           const { left, width } = chart.select;
           if (width < 4) return;
-          wish.onRange([chart.posToVal(left, 'x'), chart.posToVal(left + width, 'x')]);
+          wish.onRange([Math.floor(chart.posToVal(left, 'x')), Math.ceil(chart.posToVal(left + width, 'x'))]);
           chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
         },
       ],
-      ready: [(chart) => chart.over.addEventListener('dblclick', () => wish.onRange(null))],
+      ready: [(chart) => chart.over.addEventListener('dblclick', () => wish.onRange([null, null]))],
       draw: [(chart) => drawMarks(chart, wish.marks(), text)],
     },
   };

@@ -5,8 +5,10 @@ import { usePlatform } from '../app/platform.tsx';
 import { Link } from '../app/router.tsx';
 import type { Artifact, Items } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
+import { DownloadButton } from '../ui/DownloadButton.tsx';
 import { bytes, number } from '../ui/format.ts';
 import { Trouble } from '../ui/Notice.tsx';
+import { useLast } from '../ui/useLast.ts';
 
 /** Checkpoints are kept without an event of their own. */
 const EVERY_EPOCHS = 5;
@@ -18,14 +20,9 @@ export function Artifacts(props: { jobId: number; modelId: number | null; turn: 
   const [error, setError] = useState<Error | null>(null);
   const key = `artifacts ${turn} ${modelId} ${Math.floor(epoch / EVERY_EPOCHS)}`;
   const { data } = useAnswer(key, (signal) => rest.get<Items<Artifact>>(`/training-jobs/${jobId}/artifacts`, signal));
-  const [last, setLast] = useState<readonly Artifact[]>([]);
-  if (data && data.items !== last) setLast(data.items);
+  const last = useLast(data, null)?.items ?? [];
   if (last.length === 0 && modelId === null) return null;
 
-  const fetchFile = (path: string, name: string) => {
-    setError(null);
-    rest.download(path, name).catch(setError);
-  };
   return (
     <section aria-labelledby="files-title">
       <h2 id="files-title">Files</h2>
@@ -33,13 +30,14 @@ export function Artifacts(props: { jobId: number; modelId: number | null; turn: 
       {modelId !== null && (
         <p className="model-line">
           <Link href={`/models/${modelId}`}>Model {modelId}</Link>
-          <button
-            type="button"
+          <DownloadButton
             className="primary"
-            onClick={() => fetchFile(`/models/${modelId}/file`, `model-${modelId}.safetensors`)}
+            path={`/models/${modelId}/file`}
+            name={`model-${modelId}.safetensors`}
+            onError={setError}
           >
             Download model
-          </button>
+          </DownloadButton>
         </p>
       )}
       <ul className="files">
@@ -52,19 +50,15 @@ export function Artifacts(props: { jobId: number; modelId: number | null; turn: 
                 {one.epoch !== null && <span className="soft"> epoch {one.epoch}</span>}
                 {one.loss !== null && <span className="soft num"> · {number(one.loss)}</span>}
               </span>
-              <button
-                type="button"
+              <DownloadButton
                 className="link num"
-                aria-label={`Download ${KINDS[one.kind] ?? one.kind} ${one.artifact_id}, ${bytes(one.bytes)}`}
-                onClick={() =>
-                  fetchFile(
-                    `/training-jobs/${jobId}/artifacts/${one.artifact_id}/file`,
-                    `job-${jobId}-${one.kind}-${one.artifact_id}`,
-                  )
-                }
+                label={`Download ${KINDS[one.kind] ?? one.kind} ${one.artifact_id}, ${bytes(one.bytes)}`}
+                path={`/training-jobs/${jobId}/artifacts/${one.artifact_id}/file`}
+                name={`job-${jobId}-${one.kind}-${one.artifact_id}`}
+                onError={setError}
               >
                 {bytes(one.bytes)} ↓
-              </button>
+              </DownloadButton>
             </li>
           ))}
       </ul>

@@ -25,7 +25,7 @@ export function JobHead({ job, live, status, onDone }: HeadProps) {
   const [asking, setAsking] = useState<'stop' | 'restart' | null>(null);
   const [fromScratch, setFromScratch] = useState(false);
   const [error, setError] = useState<Error | null>(null);
-  const isStopping = live.stopRequested || (job.stop_requested && !isTerminal(status));
+  const isStopping = live.stopRequested && !isTerminal(status);
   const canRestart = status === 'failed' || status === 'stopped';
 
   const order = (verb: 'stop' | 'restart', body?: object) => {
@@ -46,9 +46,11 @@ export function JobHead({ job, live, status, onDone }: HeadProps) {
           <Link className="button" href={`/compare?jobs=${job.job_id}`}>
             Compare
           </Link>
-          <Link className="button" href={`/submit?like=${job.job_id}`}>
-            Run again …
-          </Link>
+          {mayWrite && (
+            <Link className="button" href={`/submit?like=${job.job_id}`}>
+              Run again …
+            </Link>
+          )}
           {mayWrite && !isTerminal(status) && (
             <button type="button" className="danger" disabled={isStopping} onClick={() => setAsking('stop')}>
               {isStopping ? 'Stopping …' : 'Stop'}

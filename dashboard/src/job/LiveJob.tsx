@@ -6,10 +6,11 @@ import { columnsOf, stepColumnsOf } from '../curves/columns.ts';
 import { Curves } from '../curves/Curves.tsx';
 import type { Attempt, History, Items, Job } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
-import { compareIds, isTerminal } from '../stream/index.ts';
+import { compareIds, isTerminal, MAX_EPOCHS } from '../stream/index.ts';
 import { useTrainingJob } from '../stream/useTrainingJob.ts';
 import { percent } from '../ui/format.ts';
-import { Trouble } from '../ui/Notice.tsx';
+import { useLast } from '../ui/useLast.ts';
+import { Hint, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
 import { Artifacts } from './Artifacts.tsx';
 import { Attempts } from './Attempts.tsx';
@@ -17,6 +18,7 @@ import { ErrorPanel } from './ErrorPanel.tsx';
 import { JobHead } from './JobHead.tsx';
 import { LogPanel } from './LogPanel.tsx';
 import { Machines } from './Machines.tsx';
+import { newest } from './newest.ts';
 import { SpecPanel } from './SpecPanel.tsx';
 import { Standing } from './Standing.tsx';
 
@@ -35,17 +37,21 @@ interface LiveJobProps {
 export function LiveJob({ first, after, onAgain }: LiveJobProps) {
   const { rest, token } = usePlatform();
   const jobId = first.job_id;
-  const live = useTrainingJob(jobId, { token, after });
-  const status = live.status ?? first.status;
+  const told = useTrainingJob(jobId, { token, after });
+  const moved = newest(told, first);
   // What messages don't tell (hosts, queue, files) is read again whenever the job has moved.
-  const turn = `${jobId} ${status} ${live.attempt} ${live.stopRequested}`;
+  const turn = `${jobId} ${moved.status} ${moved.attempt} ${moved.stopRequested}`;
   const asked = useAnswer(
     `job ${turn}`,
     (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal),
-    status === 'queued' ? QUEUED_AGAIN_MS : 0,
+    moved.status === 'queued' ? QUEUED_AGAIN_MS : 0,
   );
   const job = useLast(asked.data, first);
-  const history = useAnswer(`metrics ${turn} ${live.resyncs}`, (signal) =>
+  const live = newest(moved, job);
+  const status = live.status ?? job.status;
+  // The stream keeps the newest epochs only: those that it forgets are in the record by then.
+  const forgotten = Math.floor((told.epochs[0]?.epoch ?? 0) / (MAX_EPOCHS / 2));
+  const history = useAnswer(`metrics ${turn} ${told.resyncs} ${forgotten}`, (signal) =>
     rest.get<History>(`/training-jobs/${jobId}/metrics?max_points=5000`, signal),
   );
   const steps = useAnswer(
@@ -77,25 +83,30 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
       }),
     [marks, byStep],
   );
-  useTitle(`${isTerminal(status) ? status : percent(live.status ? live.progress : first.progress)} · ${job.name}`);
+  useTitle(`${isTerminal(status) ? status : percent(live.progress)} · ${job.name}`);
 
-  const newest = useFleet().get(jobId);
+  const ofFleet = useFleet().get(jobId);
   const goesOn =
     live.connection.phase === 'ended' &&
-    newest !== undefined &&
-    !isTerminal(newest.status) &&
-    compareIds(newest.id, live.lastId ?? '0') > 0;
+    ofFleet !== undefined &&
+    !isTerminal(ofFleet.status) &&
+    compareIds(ofFleet.id, live.lastId ?? '0') > 0;
   useEffect(() => {
     if (goesOn) onAgain();
   }, [goesOn, onAgain]);
-  const error = live.error ?? (status === 'failed' ? job.error : null);
 
   return (
     <>
       <JobHead job={job} live={live} status={status} onDone={asked.reload} />
+      {live.connection.phase === 'polling' && (
+        <Hint>
+          All places on this job's live stream are taken, so this page asks for what is new, a second or two later. It
+          goes live by itself when one is free.
+        </Hint>
+      )}
       <Trouble error={asked.error ?? history.error ?? steps.error ?? attempts.error} />
       <Standing job={job} live={live} status={status} />
-      {error && <ErrorPanel error={error} />}
+      {live.error && <ErrorPanel error={live.error} />}
       <div className="job-columns">
         <div className="job-main">
           <Curves title="Curves" unit="epoch" columns={columns} marks={marks} name={`job-${jobId}`} />
@@ -106,20 +117,11 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
         </div>
         <div className="job-side">
           <Machines job={job} />
-          <Artifacts jobId={jobId} modelId={live.modelId ?? job.model_id} turn={turn} epoch={live.currentEpoch} />
+          <Artifacts jobId={jobId} modelId={live.modelId} turn={turn} epoch={live.currentEpoch} />
           <Attempts attempts={runs} />
           <SpecPanel job={job} />
         </div>
       </div>
     </>
   );
-}
-
-/** The newest value there was: a page doesn't go blank while it asks again. */
-function useLast<Value>(value: Value | null, first: Value): Value {
-  const kept = useMemo(() => ({ value: first }), []);
-  useEffect(() => {
-    if (value !== null) kept.value = value;
-  }, [kept, value]);
-  return value ?? kept.value;
 }

@@ -3,7 +3,8 @@
 import { useEffect, useMemo, useRef, useState } from 'react';
 import { usePlatform } from '../app/platform.tsx';
 import { save } from '../rest/Rest.ts';
-import type { Level, Log, LogLine } from '../stream/index.ts';
+import { type Level, type Log, type LogLine, MAX_LINES } from '../stream/index.ts';
+import { clock, moment } from '../ui/format.ts';
 import { useWindowed } from '../ui/useWindowed.ts';
 import { Trouble } from '../ui/Notice.tsx';
 
@@ -100,7 +101,7 @@ export function LogPanel({
       </div>
       <p className="hint soft">
         <span className="num">{shown.length}</span> {shown.length === 1 ? 'line' : 'lines'}
-        {isPartial ? '; the download has all of them' : ''}
+        {isPartial || lines.length >= MAX_LINES ? '; the download has all of them' : ''}
         {!follows && (
           <>
             {' '}
@@ -118,7 +119,9 @@ export function LogPanel({
 function Line({ line, top }: { line: LogLine; top: number }) {
   return (
     <div className={`line ${line.level}`} style={{ top }} title={line.message}>
-      <time className="soft">{line.timestamp.slice(11, 19)}</time>
+      <time className="soft" dateTime={line.timestamp} title={moment(line.timestamp)}>
+        {clock(line.timestamp)}
+      </time>
       <span className="level">{line.level === 'INFO' ? '' : line.level}</span>
       <span className="text">{line.message}</span>
     </div>

@@ -11,21 +11,18 @@ const MOST_METRICS = 4;
 
 export function Standing({ job, live, status }: { job: Job; live: JobView; status: Status }) {
   const now = useNow();
-  const isKnown = live.status !== null;
-  const progress = isKnown ? live.progress : job.progress;
-  const [epoch, total] = isKnown ? [live.currentEpoch, live.totalEpochs] : [job.current_epoch, job.total_epochs];
-  const metrics = live.finalMetrics ?? job.final_metrics ?? (isKnown ? live.metrics : job.metrics);
+  const metrics = live.finalMetrics ?? live.metrics;
   const ended = isTerminal(status);
   const finishedAt = ended ? (job.finished_at ?? live.timestamp) : null;
   return (
     <section className="standing" aria-label="Where it stands">
       <div className="standing-progress">
         <span className="big num" data-testid="progress">
-          {percent(progress)}
+          {percent(live.progress)}
         </span>
-        <Bar value={progress} status={status} label="Progress" />
+        <Bar value={live.progress} status={status} label="Progress" />
         <span className="soft num">
-          epoch {epoch} of {total}
+          epoch {live.currentEpoch} of {live.totalEpochs}
         </span>
       </div>
       {status === 'queued' ? (
@@ -38,9 +35,7 @@ export function Standing({ job, live, status }: { job: Job; live: JobView; statu
         </Tile>
       ) : (
         <Tile name={ended ? 'Took' : 'Left'}>
-          {ended
-            ? duration(live.durationS ?? between(job.started_at, finishedAt, now))
-            : duration(isKnown ? live.etaS : job.eta_s)}
+          {ended ? duration(live.durationS ?? between(job.started_at, finishedAt, now)) : duration(live.etaS)}
         </Tile>
       )}
       {status === 'running' && <Tile name="Running for">{duration(between(job.started_at, null, now))}</Tile>}

@@ -8,7 +8,7 @@ import { ago, duration, number, percent } from '../ui/format.ts';
 import { Bar, JobStatus } from '../ui/JobStatus.tsx';
 import { useSpread } from '../ui/useSpread.ts';
 import { useWindowed } from '../ui/useWindowed.ts';
-import { lossOf, type SortKey, type Wanted } from './liveJobs.ts';
+import { isUsuallyDescending, lossOf, type SortKey, type Wanted } from './liveJobs.ts';
 
 const ROW_PX = 44;
 const COLUMNS: readonly { key: SortKey; text: string; className: string }[] = [
@@ -173,6 +173,7 @@ function sorted(wanted: Wanted, key: SortKey): 'ascending' | 'descending' | unde
 }
 
 function sortBy(wanted: Wanted, key: SortKey): void {
-  const isTurned = wanted.sort === key && wanted.descending;
-  setQuery({ sort: key === 'job' ? '' : key, order: isTurned ? 'up' : '' });
+  const usual = isUsuallyDescending(key);
+  const descending = wanted.sort === key ? !wanted.descending : usual;
+  setQuery({ sort: key === 'job' ? '' : key, order: descending === usual ? '' : descending ? 'down' : 'up' });
 }

@@ -1,11 +1,12 @@
 /** All jobs, live: filtered, searched, sorted; thousands of them, of which only those on the screen are painted. */
 
-import { useCallback, useEffect, useMemo, useState } from 'react';
+import { useCallback, useEffect, useMemo } from 'react';
+import { useMay } from '../app/platform.tsx';
 import { go, Link, setQuery, useQuery } from '../app/router.tsx';
 import { isTerminal, type Status } from '../stream/index.ts';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
-import { chosen, type SortKey, type Wanted } from './liveJobs.ts';
+import { chosen, isUsuallyDescending, jobIds, type SortKey, type Wanted } from './liveJobs.ts';
 import { JobTable } from './JobTable.tsx';
 import { useJobs } from './useJobs.ts';
 
@@ -13,9 +14,11 @@ const STATUSES: readonly Status[] = ['running', 'queued', 'succeeded', 'failed',
 
 export function JobsPage() {
   const { jobs, counts, isRead, error, hasMore, readMore } = useJobs();
+  const mayWrite = useMay('jobs:write');
   const query = useQuery();
   const wanted = useMemo(() => wantedBy(query), [query.toString()]);
-  const [picked, setPicked] = useState<ReadonlySet<number>>(new Set());
+  const picks = query.get('compare') ?? '';
+  const picked = useMemo<ReadonlySet<number>>(() => new Set(jobIds(picks)), [picks]);
   const shown = useMemo(() => chosen(jobs, wanted), [jobs, wanted]);
   useTitle(`${counts.running ?? 0} running`);
 
@@ -27,12 +30,10 @@ export function JobsPage() {
 
   // One function for all time: a new one would paint every row anew.
   const pick = useCallback((jobId: number, isPicked: boolean) => {
-    setPicked((before) => {
-      const next = new Set(before);
-      if (isPicked) next.add(jobId);
-      else next.delete(jobId);
-      return next;
-    });
+    const next = new Set(jobIds(new URLSearchParams(location.search).get('compare') ?? ''));
+    if (isPicked) next.add(jobId);
+    else next.delete(jobId);
+    setQuery({ compare: [...next].sort((a, b) => a - b).join(',') });
   }, []);
 
   return (
@@ -70,20 +71,28 @@ export function JobsPage() {
         </div>
         <div className="page-actions">
           {picked.size > 0 && (
-            <button type="button" onClick={() => go(`/compare?jobs=${[...picked].sort((a, b) => a - b).join(',')}`)}>
+            <button type="button" onClick={() => go(`/compare?jobs=${[...picked].join(',')}`)}>
               Compare {picked.size}
             </button>
           )}
-          <Link className="button primary" href="/submit">
-            New job
-          </Link>
+          {mayWrite && (
+            <Link className="button primary" href="/submit">
+              New job
+            </Link>
+          )}
         </div>
       </div>
       <Trouble error={error} />
       {isRead && jobs.length === 0 ? (
         <Notice title="No job yet">
-          <Link href="/submit">Submit the first one</Link>, or in a terminal:{' '}
-          <code>epochcast submit train.py --watch</code>
+          {mayWrite ? (
+            <>
+              <Link href="/submit">Submit the first one</Link>, or in a terminal:{' '}
+              <code>epochcast submit train.py --watch</code>
+            </>
+          ) : (
+            'Jobs show up here as soon as somebody submits them.'
+          )}
         </Notice>
       ) : (
         <JobTable jobs={shown} wanted={wanted} picked={picked} onPick={pick} onEnd={readMore} isRead={isRead} />
@@ -111,11 +120,13 @@ const SORTS: readonly SortKey[] = ['job', 'name', 'owner', 'status', 'progress',
 
 function wantedBy(query: URLSearchParams): Wanted {
   const status = query.get('status') as Status;
-  const sort = query.get('sort') as SortKey;
+  const asked = query.get('sort') as SortKey;
+  const sort = SORTS.includes(asked) ? asked : 'job';
+  const order = query.get('order');
   return {
     status: STATUSES.includes(status) ? status : '',
     search: query.get('search') ?? '',
-    sort: SORTS.includes(sort) ? sort : 'job',
-    descending: query.get('order') !== 'up',
+    sort,
+    descending: order === 'up' ? false : order === 'down' ? true : isUsuallyDescending(sort),
   };
 }

@@ -3,6 +3,11 @@
 import type { Job } from '../rest/types.ts';
 import { compareIds, type FleetState, isTerminal, type JobMessage, type Status } from '../stream/index.ts';
 
+/** The numbers in `1,2 #3`, each once. */
+export function jobIds(text: string): readonly number[] {
+  return [...new Set((text.match(/\d+/g) ?? []).map(Number).filter((id) => id > 0))];
+}
+
 /** The job with what a newer message says of it. */
 export function withMessage(job: Job, message: JobMessage | undefined): Job {
   if (!message || compareIds(message.id, job.last_event_id ?? '0') <= 0) return job;
@@ -101,6 +106,11 @@ export interface Wanted {
 }
 
 export type SortKey = 'job' | 'name' | 'owner' | 'status' | 'progress' | 'loss' | 'eta';
+
+/** How a column is sorted first: words from A to Z, what is newest or largest at the top. */
+export function isUsuallyDescending(key: SortKey): boolean {
+  return key === 'job' || key === 'progress';
+}
 
 const KEYS: Record<SortKey, (job: Job) => number | string | null> = {
   job: (job) => job.job_id,

@@ -7,6 +7,7 @@ import type { Model, Spec } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { Facts } from '../ui/Facts.tsx';
 import { bytes, moment, number, shown } from '../ui/format.ts';
+import { DownloadButton } from '../ui/DownloadButton.tsx';
 import { Notice, Trouble } from '../ui/Notice.tsx';
 import { useTitle } from '../ui/useTitle.ts';
 
@@ -33,13 +34,14 @@ export default function ModelPage({ modelId }: { modelId: number }) {
           <span className="soft num">model {model.model_id}</span>
         </div>
         <div className="page-actions">
-          <button
-            type="button"
+          <DownloadButton
             className="primary"
-            onClick={() => rest.download(`/models/${modelId}/file`, `${model.name}.safetensors`).catch(setRefusal)}
+            path={`/models/${modelId}/file`}
+            name={`${model.name}.safetensors`}
+            onError={setRefusal}
           >
             Download {bytes(model.bytes)}
-          </button>
+          </DownloadButton>
         </div>
       </div>
       <Trouble error={refusal} />

@@ -1,5 +1,6 @@
 /** The gateway's calls, with the token of this tab. */
 
+import { bytes } from '../ui/format.ts';
 import type { WrongField } from './types.ts';
 
 /** Raised when the gateway says no; `message` is its own sentence. */
@@ -49,11 +50,26 @@ export class Rest {
     return (await (await this.call('POST', path, file, signal, { 'Content-Type': kind })).json()) as Answer;
   }
 
-  /** A file, into the browser's downloads: fetched, because a link can't carry the token. */
-  async download(path: string, fallback: string): Promise<void> {
-    const answer = await this.call('GET', path, null, new AbortController().signal);
+  /** A file, into the browser's downloads: fetched, because a link can't carry the token. `onPart`: 0 to 1, so much
+   * has come. */
+  async download(path: string, fallback: string, signal: AbortSignal, onPart: (part: number) => void): Promise<void> {
+    const answer = await this.call('GET', path, null, signal);
     const named = /filename="?([^";]+)/.exec(answer.headers.get('Content-Disposition') ?? '');
-    save(await answer.blob(), named?.[1] ?? fallback);
+    const size = Number(answer.headers.get('Content-Length'));
+    let received = 0;
+    const counted = new TransformStream<Uint8Array, Uint8Array>({
+      transform(chunk, controller) {
+        received += chunk.byteLength;
+        if (size > 0) onPart(received / size);
+        controller.enqueue(chunk);
+      },
+    });
+    // The browser puts large ones on its disk.
+    const content = await new Response(answer.body!.pipeThrough(counted)).blob().catch((error: Error) => {
+      if (error.name === 'AbortError') throw error;
+      throw new Unreachable(`the download broke off after ${bytes(received)}`);
+    });
+    save(content, named?.[1] ?? fallback);
   }
 
   private async call(

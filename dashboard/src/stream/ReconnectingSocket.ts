@@ -4,8 +4,11 @@ import { delayMs } from './backoff.ts';
 import { type Close, verdictOn } from './closes.ts';
 
 export interface Connection {
-  /** `waiting`: lost, the next try is at `retryAt`. `ended`, `refused`, `closed`: for good. */
-  readonly phase: 'connecting' | 'live' | 'waiting' | 'ended' | 'refused' | 'closed';
+  /**
+   * `waiting`: lost, the next try is at `retryAt`. `polling`: no place is free for a socket, so the messages are asked
+   * for, until one is. `ended`, `refused`, `closed`: for good.
+   */
+  readonly phase: 'connecting' | 'live' | 'waiting' | 'polling' | 'ended' | 'refused' | 'closed';
   /** How many tries in a row failed. */
   readonly tries: number;
   /** Milliseconds since the epoch; null unless waiting. */
@@ -52,6 +55,12 @@ export class ReconnectingSocket {
   close(): void {
     this.leave();
     this.become('closed', this.connection.close);
+  }
+
+  /** Nothing more can come, as was learned elsewhere. */
+  end(reason: string): void {
+    this.leave();
+    this.become('ended', { code: 1000, reason });
   }
 
   /** Gives up the socket that is there and opens another at once, as after a hole in its messages. */

@@ -1,6 +1,6 @@
 /** How long to wait before the next try: full jitter, so that a crowd of clients doesn't come back as one. */
 
-import type { Close } from './closes.ts';
+import { type Close, isCrowded } from './closes.ts';
 
 const BASE_MS = 400;
 const CAP_MS = 15_000;
@@ -10,6 +10,5 @@ const CROWDED_MS = 4_000;
 /** `tries`: how many in a row failed before this one. `random`: from 0 to 1. */
 export function delayMs(tries: number, close: Close, random: number): number {
   const ceiling = Math.min(CAP_MS, BASE_MS * 2 ** Math.min(tries, 20));
-  const isCrowded = close.code === 1013 && close.reason === 'too many connections';
-  return (isCrowded ? CROWDED_MS : 0) + Math.round(random * ceiling);
+  return (isCrowded(close) ? CROWDED_MS : 0) + Math.round(random * ceiling);
 }

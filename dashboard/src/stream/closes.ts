@@ -19,3 +19,8 @@ export function verdictOn(close: Close): Verdict {
 export function wantsToken(close: Close): boolean {
   return close.code === 1008 && /token|authentication/.test(close.reason);
 }
+
+/** All places of the job's stream are taken; one may be free later. */
+export function isCrowded(close: Close | null): boolean {
+  return close?.code === 1013 && close.reason === 'too many connections';
+}

@@ -37,7 +37,7 @@ export interface JobState {
   readonly errorMessage: string | null;
   readonly error: JobError | null;
   readonly timestamp: string | null;
-  /** Ascending, one each; a repeated epoch has its newest values. */
+  /** Ascending, one each, the last MAX_EPOCHS; a repeated epoch has its newest values. */
   readonly epochs: readonly Epoch[];
   /** The newest MAX_LINES. */
   readonly lines: readonly LogLine[];
@@ -48,6 +48,8 @@ export interface JobState {
 }
 
 export const MAX_LINES = 5_000;
+/** More than a chart has room for; a page may stay open for weeks. */
+export const MAX_EPOCHS = 5_000;
 
 export function unknownJob(jobId: number): JobState {
   return {
@@ -91,6 +93,7 @@ export function apply(state: JobState, messages: readonly Message[]): JobState {
   }
   if (next === state) return state;
   if (lines.length > MAX_LINES) lines.splice(0, lines.length - MAX_LINES);
+  if (epochs.length > MAX_EPOCHS) epochs.splice(0, epochs.length - MAX_EPOCHS);
   return { ...next, epochs, lines };
 }
 

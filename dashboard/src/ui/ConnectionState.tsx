@@ -27,6 +27,7 @@ const WORDS: Record<Connection['phase'], string> = {
   connecting: 'connecting',
   live: 'live',
   waiting: 'reconnecting',
+  polling: 'asking for news',
   ended: 'ended',
   refused: 'refused',
   closed: 'closed',

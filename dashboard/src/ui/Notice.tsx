@@ -11,6 +11,15 @@ export function Notice(props: { title: string; kind?: 'plain' | 'bad'; children?
   );
 }
 
+/** What one should know of the page, without being interrupted by it. */
+export function Hint({ children }: { children: ReactNode }) {
+  return (
+    <p className="trouble mild" role="status">
+      {children}
+    </p>
+  );
+}
+
 /** What a call failed with, while what was there before stays on the page. */
 export function Trouble({ error }: { error: Error | null }) {
   return error ? (

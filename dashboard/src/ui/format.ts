@@ -31,10 +31,17 @@ export function moment(time: string | null): string {
   return new Date(time).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 }
 
+const CLOCK = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
+
+/** The time of day here, as a log's lines begin. */
+export function clock(time: string): string {
+  return CLOCK.format(new Date(time));
+}
+
 /** Four significant digits; null is what was NaN or infinite. */
 export function number(value: number | null | undefined): string {
   if (value === undefined) return '–';
-  if (value === null) return 'NaN';
+  if (value === null) return 'NaN or ∞';
   if (value === 0 || Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
