@@ -17,23 +17,28 @@ _PLAIN = (b"progress running - ", b"log running - ")
 class Burst:
     """Events that follow one another without a hole, in one generation, none of them the job's last."""
 
-    __slots__ = ("_feed", "_messages", "_parts", "count")
+    __slots__ = ("_feed", "_frames", "_messages")
 
     def __init__(self) -> None:
-        self.count = 0
-        self._parts: list[bytes] = []
         self._feed: list[bytes] = []
+        self._frames: list[bytes] = []
         self._messages: list[tuple[Entry, str]] | None = None
 
-    def add(self, data: bytes, payload: bytes) -> None:
-        self.count += 1
-        self._feed.append(data)
-        self._parts.append(frame_head(len(payload)))
-        self._parts.append(payload)
+    @property
+    def count(self) -> int:
+        return len(self._feed)
+
+    def add(self, data: bytes, payload: bytes) -> bool:
+        """Whether it is the first."""
+        feed = self._feed
+        feed.append(data)
+        self._frames.append(frame_head(len(payload)) + payload)
+        return len(feed) == 1
 
     def frames(self) -> bytes:
-        """All of them as WebSocket text frames, for all subscribers."""
-        return b"".join(self._parts)
+        """All of them as WebSocket text frames, for all subscribers; empty when there are none."""
+        frames = self._frames
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def messages(self) -> list[tuple[Entry, str]]:
         """One by one, for subscribers that can't take all at once."""
@@ -43,9 +48,8 @@ class Burst:
         return self._messages
 
     def clear(self) -> None:
-        """Begins a new one: most are of one event, and three new lists for each would cost more than that event."""
-        self.count = 0
-        self._parts.clear()
+        """Begins a new one: most are of one event, and new lists for each would cost more than that event."""
+        self._frames.clear()
         self._feed.clear()
         self._messages = None
 
@@ -82,14 +86,13 @@ class Expected:
         head = self._head
         if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
             return None
-        payload = data[data.find(b"\n", len(head)) + 1 :]
-        # Without a line's end the whole message is its head.
-        if not payload or len(payload) == len(data) or not (payload.isascii() or is_text(payload)):
+        payload = data.partition(b"\n")[2]
+        if not payload or not (payload.isascii() or is_text(payload)):
             return None
         # As `follow`, with what is there already: the id that was the next one is now the one before.
         seq = self._seq = self._seq + 1
         following = b"%d-%d" % (self._generation, seq + 1)
-        self._head, self._next = b"%b %b " % (following, self._next), following
+        self._head, self._next = b" ".join((following, self._next, b"")), following
         return payload
 
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+import structlog
+
 from api.burst import Burst, Expected, heard
 from api.feed import Feed
-from api.level import Level
+from api.level import Level, Owed, pay
 from api.standing import Standing
 from api.subscriber import Subscriber
 from epochcast.events import BEFORE_ALL, EventId
 from shared.event_log import feed_channel
+
+logger = structlog.get_logger(__name__)
 
 
 class Follower(Protocol):
@@ -46,7 +50,7 @@ class Channel:
 
     @property
     def is_empty(self) -> bool:
-        return not self.subscribers and not self.level and self.follower is None
+        return not self.subscribers and not self.level.count and self.follower is None
 
     def hear(self, data: bytes) -> bool:
         """Whether it began a burst, which `flush` sends."""
@@ -54,12 +58,11 @@ class Channel:
         if payload is None:
             self._hear_apart(data)
             return False
-        self.burst.add(data, payload)
-        return self.burst.count == 1
+        return self.burst.add(data, payload)
 
     def _hear_apart(self, data: bytes) -> None:
         """An event that ends the job or doesn't follow the last one."""
-        self.flush()
+        self._flush_alone()
         if (message := heard(self.job_id, data)) is None:
             return
         entry, text = message
@@ -70,20 +73,29 @@ class Channel:
         if self.follower is not None:
             self.follower.hear(entry.id)
 
-    def flush(self) -> None:
+    def flush(self, owed: list[Owed]) -> None:
+        """Sends the burst to those who are not level; what the others get is put to what is `owed`."""
         burst, level = self.burst, self.level
-        if burst.count == 0:
+        frames = burst.frames()
+        if not frames:
             return
         try:
-            frames = burst.frames()
-            if level:
-                level.write(frames)
-            if len(level) - level.resting < len(self.subscribers):
+            if level.count:
+                owed.append(level.owe(frames))
+            if level.count - level.resting < len(self.subscribers):
                 self._offer(burst, frames)
             if self.follower is not None:
                 self.follower.hear(self.expected.last)
         finally:
             burst.clear()  # also when a transport raised: nobody gets these a second time
+
+    def _flush_alone(self) -> None:
+        """As `flush`, with everything written."""
+        owed: list[Owed] = []
+        try:
+            self.flush(owed)
+        finally:
+            pay(owed)
 
     def _offer(self, burst: Burst, frames: bytes) -> None:
         """To those who are not level; some may be then."""
@@ -103,13 +115,13 @@ class Channel:
             if not subscriber.is_calm:
                 return None
             if self.expected.last != subscriber.cursor:
-                if self.level:
+                if self.level.count:
                     return None
                 self.expected.follow(subscriber.cursor)
         return self.level
 
     def fall_behind(self) -> None:
-        self.flush()  # after a read that broke off: whoever is level counts these events as written
+        self._flush_alone()  # after a read that broke off: whoever is level counts these events as written
         self.level.dissolve()
         for subscriber in self.subscribers:
             subscriber.fall_behind()
@@ -147,7 +159,8 @@ class Channels:
 
     def is_subscribed(self, job_id: int) -> bool:
         """By subscribers, resting ones too."""
-        return bool(self.subscribers(job_id) or self.level(job_id))
+        level = self.level(job_id)
+        return bool(self.subscribers(job_id)) or (level is not None and level.count > 0)
 
     def follower(self, job_id: int) -> Follower | None:
         channel = self._channels.get(job_id)
@@ -208,8 +221,14 @@ class Channels:
     def flush(self) -> None:
         """Nothing more is at hand: what was heard goes out."""
         unsent, self._unsent = self._unsent, []
+        owed: list[Owed] = []
         for channel in unsent:
-            channel.flush()
+            try:
+                channel.flush(owed)
+            except Exception:
+                logger.exception("relay: not all could be told; they read the log", job_id=channel.job_id)
+                channel.fall_behind()
+        pay(owed)
 
     def note_writes(self) -> None:
         """Tells the lines of all who are level what was written to them."""

@@ -1,7 +1,7 @@
 """The subscribers of one job to whom its next events are written without looking at any of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import structlog
@@ -30,6 +30,22 @@ class Resting(Member, Protocol):
     def transport(self) -> asyncio.Transport: ...
 
 
+Writes = tuple[Callable[[bytes], None], ...]
+Owed = tuple["Level", Writes, bytes]
+
+
+def pay(owed: Iterable[Owed]) -> None:
+    """One write after the other, with next to no code of ours in between: what the kernel does for each throws ours out
+    of the processor's caches (docs/decisions.md)."""
+    for level, writes, frames in owed:
+        for write in writes:
+            try:
+                write(frames)
+            except Exception:
+                logger.exception("relay: a socket could not be written to")
+                level.drop(write)
+
+
 class Level:
     """Those who have every event up to the newest, nothing waiting before the next one, and a peer that drains.
 
@@ -37,44 +53,39 @@ class Level:
     Whoever stops being level has to `leave` before anything else happens to it.
     """
 
-    __slots__ = ("_expected", "_lines", "_writes", "has_written", "resting")
+    __slots__ = ("_expected", "_lines", "_writes", "count", "has_written", "resting")
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._lines: dict[Member, Line | Resting] = {}
         # Never changed, only replaced: a write may make its own peer leave. Empty: to be made anew.
-        self._writes: tuple[Callable[[bytes], None], ...] = ()
+        self._writes: Writes = ()
         self.has_written = False
         """Since `note_writes`."""
+        self.count = 0
+        """How many are level."""
         self.resting = 0
         """How many of them are no subscribers."""
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     @property
     def last(self) -> EventId:
         """The cursor of them all."""
         return self._expected.last
 
-    def write(self, frames: bytes) -> None:
-        """To all; the events that were expected are then their last ones."""
+    def owe(self, frames: bytes) -> "Owed":
+        """What `pay` then writes to all, before anything else happens to any of them; the events that were expected are
+        their last ones from now on."""
         self.has_written = True
-        for write in self._writes or self._made():
-            try:
-                write(frames)
-            except Exception:
-                logger.exception("relay: a socket could not be written to")
-                self._drop(write)
+        return self, self._writes or self._made(), frames
 
     def join(self, member: Member, line: Line | Resting) -> None:
         """`member` has everything up to the newest event; it sees to it that it leaves when its line stalls."""
         self._lines[member] = line
-        self._writes = ()
+        self._changed()
 
     def leave(self, member: Member) -> None:
         del self._lines[member]
-        self._writes = ()
+        self._changed()
 
     def settle(self, resting: Resting) -> None:
         """As `join`, for a resting one."""
@@ -98,7 +109,7 @@ class Level:
             for line in self._lines.values():
                 line.has_written = True
 
-    def _drop(self, write: Callable[[bytes], None]) -> None:
+    def drop(self, write: Callable[[bytes], None]) -> None:
         """Ends a connection that has missed something; its client comes back with its cursor."""
         for member, line in list(self._lines.items()):
             if line.transport.write == write:
@@ -108,6 +119,10 @@ class Level:
                 if member in self._lines:
                     member.leave()
 
-    def _made(self) -> tuple[Callable[[bytes], None], ...]:
+    def _changed(self) -> None:
+        self.count = len(self._lines)
+        self._writes = ()
+
+    def _made(self) -> Writes:
         self._writes = tuple(line.transport.write for line in self._lines.values())
         return self._writes

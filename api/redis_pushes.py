@@ -8,6 +8,10 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+# hiredis moves all that it has not parsed yet to the front of its buffer, again and again: of 230 KB in one piece a message
+# took 0.45 us, of the same in small ones 0.15 (measured 2026-11-29, hiredis 3.5).
+_PIECE_BYTES = 16 * 1024
+
 OnMessage = Callable[[bytes, bytes], None]
 
 
@@ -55,17 +59,21 @@ class RedisPushes(asyncio.Protocol):
         self.heard_at = self._loop.time()
         try:
             try:
-                self._parser.feed(data)
-                gets, on_message = self._parser.gets, self._on_message
-                while (answer := gets()) is not False:
-                    if type(answer) is list and answer[0] == b"message":
-                        on_message(answer[1], answer[2])
-                    else:
-                        self._on_answer(answer)
+                for start in range(0, len(data), _PIECE_BYTES):
+                    self._take(data[start : start + _PIECE_BYTES])
             finally:
                 self._on_read()  # also after half a read: whoever is level counts what was heard as written
         except Exception as error:
             self._end(error)
+
+    def _take(self, piece: bytes) -> None:
+        self._parser.feed(piece)
+        gets, on_message = self._parser.gets, self._on_message
+        while (answer := gets()) is not False:
+            if type(answer) is list and answer[0] == b"message":
+                on_message(answer[1], answer[2])
+            else:
+                self._on_answer(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or RedisConnectionError("closed by Redis"))

@@ -205,7 +205,7 @@ class Relay:
         for job_id in job_ids:
             standing = record.get(job_id)
             level = self.channels.level(job_id)
-            if level and _is_due(level.last, standing, last.get(job_id)):
+            if level is not None and level.count and _is_due(level.last, standing, last.get(job_id)):
                 level.dissolve()  # those at rest are subscribers then
             for subscriber in list(self.channels.subscribers(job_id)):
                 if _is_due(subscriber.cursor, standing, last.get(job_id)):

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 
 from api.channels import Channel, Channels
+from api.level import Owed, pay
 from api.redis_pushes import RedisPushes
 from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
@@ -72,14 +73,16 @@ def hear(channel: Channel, *events: bytes) -> None:
     """One read from Redis."""
     for data in events:
         channel.hear(data)
-    channel.flush()
+    owed: list[Owed] = []
+    channel.flush(owed)
+    pay(owed)
 
 
 async def test_all_are_level_after_their_first_burst_and_get_each_event_once() -> None:
     channel, lines = channel_at_one(), [Recorder() for _ in range(3)]
     subscribers = [await level_subscriber(channel, line) for line in lines]
     hear(channel, event(2))
-    assert len(channel.level) == 3
+    assert channel.level.count == 3
     hear(channel, event(3), event(4, kind="log"))
     assert [line.written for line in lines] == [frame(2) + frame(3) + frame(4)] * 3
     assert {subscriber.cursor for subscriber in subscribers} == {EventId(2, 4)}
@@ -104,7 +107,7 @@ async def test_an_event_that_does_not_follow_is_for_each_to_look_at() -> None:
     subscriber = await level_subscriber(channel, line)
     hear(channel, event(2))
     hear(channel, event(5, prev=4))
-    assert not channel.level
+    assert channel.level.count == 0
     assert subscriber.is_behind, "3 and 4 have to be read"
     assert (line.written, subscriber.cursor) == (frame(2), EventId(2, 2))
 
@@ -153,7 +156,7 @@ async def test_a_transport_that_raises_is_dropped_and_the_others_miss_nothing() 
     hear(channel, event(3))
     hear(channel, event(4))
     assert [line.aborted for line in lines] == [False, True, False]
-    assert len(channel.level) == 2
+    assert channel.level.count == 2
     for line in (lines[0], lines[2]):
         assert line.written == frame(2) + frame(3) + frame(4)
 
@@ -171,6 +174,24 @@ async def test_a_read_that_breaks_off_is_flushed_at_once() -> None:
         await pushes.lost()
     subscriber.leave()
     assert (line.written, subscriber.cursor) == (frame(2) + frame(3), EventId(2, 3))
+
+
+async def test_a_job_that_can_not_be_told_takes_nothing_from_those_of_the_same_read() -> None:
+    channels = Channels(linger_s=10)
+    first, second, third = (channels._occupied(job_id) for job_id in (7, 8, 9))
+    lines = {channel.job_id: Recorder() for channel in (first, second, third)}
+    for channel in (first, second, third):
+        channel.expected.follow(EventId(2, 1))
+        await level_subscriber(channel, lines[channel.job_id])
+    (broken,) = second.subscribers
+    for channel in (first, third):
+        hear(channel, event(2))  # these two are level; the other one would be after its first event
+        channels.hear(feed_channel(channel.job_id).encode(), event(3))
+    lines[8].broken = True
+    channels.hear(feed_channel(8).encode(), event(2))
+    channels.flush()
+    assert [lines[job_id].written for job_id in (7, 9)] == [frame(2) + frame(3)] * 2
+    assert broken.is_behind, "it reads the log"
 
 
 def connection() -> AbstractConnection:
