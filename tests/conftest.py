@@ -1,5 +1,6 @@
 """Fixtures for everybody: real Redis, real SQL, the whole platform; and checks that nothing is left behind."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -81,12 +83,13 @@ def _no_process_left() -> Iterator[None]:
         return {child.pid for child in leaks.children() - before} - started_by_fixtures
 
     try:
-        wait_until(lambda: not left(), "the end of the test's processes", timeout_s=5)
+        wait_until(lambda: not left(), "the end of the test's processes", timeout_s=20)
     except AssertionError:
         remaining = {child for child in leaks.children() if child.pid in left()}
         names = leaks.describe(remaining)
         for child in remaining:
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         pytest.fail(f"the test left processes running: {names}")
 
 
