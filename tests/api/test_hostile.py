@@ -1,6 +1,7 @@
 """Clients that break rules, stall or flood: they harm themselves alone."""
 
 import asyncio
+import contextlib
 import json
 import socket as sockets
 import struct
@@ -40,7 +41,8 @@ def test_a_handshake_that_never_ends_is_given_up(
     with RawSocket(socket_gateway, training.job_id, shake=False) as silent:
         assert _is_reset(silent)
     with RawSocket(socket_gateway, training.job_id, shake=False) as stalled:
-        stalled.send(stalled.request[:-2])
+        with contextlib.suppress(ConnectionError):  # given up before it was sent
+            stalled.send(stalled.request[:-2])
         assert _is_reset(stalled)
 
 

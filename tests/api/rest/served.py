@@ -37,19 +37,19 @@ class Served:
     def stop(self) -> None:
         """As at SIGTERM; the open answers are told."""
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the gateway didn't stop"
 
     def client(self, owner: str | None = "alice", *scopes: str) -> httpx2.Client:
         """Somebody with a token of `scopes` (reading and writing jobs); None: without any."""
         headers = {"Authorization": f"Bearer {self.token(owner, *scopes)}"} if owner else {}
-        client = httpx2.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20)
+        client = httpx2.Client(base_url=self.url, headers=headers, trust_env=False, timeout=60)
         self._clients.append(client)
         return client
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self._server.started, "the gateway's start", timeout_s=20)
+        wait_until(lambda: self._server.started, "the gateway's start", timeout_s=30)
         return self
 
     def __exit__(self, *_: object) -> None:
