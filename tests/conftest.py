@@ -1,13 +1,16 @@
 """Fixtures for everybody: real Redis, real SQL, the whole platform; and checks that nothing is left behind."""
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -29,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("EPOCHCAST_")]:
         del os.environ[name]
     leaks.watch_orphans()
+    # A shell that starts this in the background has Ctrl-C ignored, and what the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- the order of the tests, and who runs them
@@ -81,12 +87,13 @@ def _no_process_left() -> Iterator[None]:
         return {child.pid for child in leaks.children() - before} - started_by_fixtures
 
     try:
-        wait_until(lambda: not left(), "the end of the test's processes", timeout_s=5)
+        wait_until(lambda: not left(), "the end of the test's processes", timeout_s=20)
     except AssertionError:
         remaining = {child for child in leaks.children() if child.pid in left()}
         names = leaks.describe(remaining)
         for child in remaining:
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         pytest.fail(f"the test left processes running: {names}")
 
 

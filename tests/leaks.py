@@ -34,11 +34,11 @@ def children() -> set[psutil.Process]:
 def collect_orphans(before: set[psutil.Process]) -> None:
     """Reaps adopted zombies. Ours are left to their Popen: it wants their exit code."""
     for child in psutil.Process().children():
-        if child not in before and child.status() == psutil.STATUS_ZOMBIE:
-            try:
+        try:
+            if child not in before and child.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(child.pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
+        except (ChildProcessError, psutil.NoSuchProcess):  # its Popen was sooner
+            continue
 
 
 def describe(processes: set[psutil.Process]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests import warm
 from tests.waiting import wait_until
-from worker.unix_address import bind_at
+from worker.unix_address import bind_at, connect_at
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -80,6 +80,11 @@ class Attempt:
 
     def settle(self) -> None:
         """Until everything that an ended process said has been read."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
+            # An ended process's connection may still wait to be accepted; once this later one is closed, it was.
+            connect_at(last, self.folder / "socket")
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
         wait_until(lambda: all(connection.fileno() == -1 for connection in self.connections), "the end of the packets")
 
     def hang_up(self) -> None:

@@ -1,12 +1,12 @@
 """Starts the ranks of a script as torchrun does: one process each, with its variables, on this machine."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.listening import Attempt
 from tests.warm import Forked
+from worker.ranks import free_port
 
 
 class Rank:
@@ -54,9 +54,3 @@ def variables(rank: int, world: int, port: str) -> dict[str, str]:
         "MASTER_PORT": port,
         "GLOO_SOCKET_IFNAME": "lo",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

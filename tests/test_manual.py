@@ -27,6 +27,9 @@ PYTHON = [block for block in HERE if block.language == "python"]
 JAVASCRIPT = [block for block in HERE if block.language == "javascript"]
 NODE = Path(sys.executable).parent / "node"
 
+# A block may submit several jobs, and its test sees each of them begin.
+pytestmark = pytest.mark.timeout(600)
+
 
 def test_the_tables_name_what_the_manual_has_and_tests_that_there_are() -> None:
     keys = {block.key for block in BLOCKS}
@@ -115,7 +118,7 @@ def pointed_at(code: str, platform: Platform, data: Path) -> str:
 def run(command: list[str | Path], platform: Platform, folder: Path) -> str:
     """What the command prints; it must end well."""
     ran = subprocess.run(
-        command, cwd=folder, env=environment(platform, folder), capture_output=True, text=True, timeout=150
+        command, cwd=folder, env=environment(platform, folder), capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
     assert "Traceback" not in ran.stderr

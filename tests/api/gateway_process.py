@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import httpx2
 
+from shared.embedded import free_port
 from shared.processes import dies_with_parent
 from shared.settings import Settings
 from tests.api.serving import CHECKOUT, environment
@@ -19,9 +19,7 @@ class GatewayProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +41,7 @@ class GatewayProcess:
     def end(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(20)
+        self._process.wait(60)
 
     def __enter__(self) -> "GatewayProcess":
         self.start()

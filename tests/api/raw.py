@@ -49,7 +49,7 @@ class RawSocket:
     def __init__(self, gateway: ThreadGateway, job_id: int, query: str = "", *, shake: bool = True) -> None:
         self.request = handshake(gateway.port, path_of(job_id, query))
         self.socket = socket.create_connection(("127.0.0.1", gateway.port))
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self._buffer = b""
         if shake:
             self.send(self.request)

@@ -10,13 +10,13 @@ from websockets.exceptions import ConnectionClosed
 Message = dict[str, Any]
 
 
-async def receive(socket: ClientConnection, count: int = 1, timeout_s: float = 10) -> list[Message]:
+async def receive(socket: ClientConnection, count: int = 1, timeout_s: float = 30) -> list[Message]:
     """The next `count` messages."""
     async with asyncio.timeout(timeout_s):
         return [json.loads(await socket.recv()) for _ in range(count)]
 
 
-async def drain(socket: ClientConnection, timeout_s: float = 15) -> tuple[list[Message], int, str]:
+async def drain(socket: ClientConnection, timeout_s: float = 60) -> tuple[list[Message], int, str]:
     """Every message until the close frame, and its code and reason."""
     messages: list[Message] = []
     frame = None

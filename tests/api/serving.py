@@ -25,6 +25,7 @@ from api.limits import Limits
 from api.relay import Relay
 from api.server import open_listener, uvicorn_config
 from shared.database import Database
+from shared.embedded import free_port
 from shared.processes import dies_with_parent
 from shared.queries import Queries
 from shared.settings import Settings, from_environment
@@ -102,7 +103,7 @@ class ThreadGateway:
 
     def __enter__(self) -> "ThreadGateway":
         self._thread.start()
-        wait_until(lambda: self._server.started, "the gateway's start")
+        wait_until(lambda: self._server.started, "the gateway's start", timeout_s=30)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +111,7 @@ class ThreadGateway:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the gateway didn't stop"
         assert not getattr(self.app.state, "left_over", None), self.app.state.left_over
 
@@ -118,9 +119,7 @@ class ThreadGateway:
 @contextmanager
 def gateway_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], Callable[..., str]]]:
     """A gateway as its own process, and its URLs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.api.serving", str(port)],
         cwd=CHECKOUT,
@@ -128,7 +127,7 @@ def gateway_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes
         preexec_fn=dies_with_parent(),
     )
     try:
-        wait_until(lambda: _answers(port), "the gateway's port", timeout_s=30)
+        wait_until(lambda: _answers(port), "the gateway's port", timeout_s=60)
         yield process, lambda job_id, query="": f"ws://127.0.0.1:{port}/api/v1/training-jobs/{job_id}/ws{query}"
     finally:
         process.kill()

@@ -68,10 +68,12 @@ def _connect(gateway: ThreadGateway, training: Training, count: int) -> None:
 
 
 def _wait_for_nobody(gateway: ThreadGateway, training: Training) -> None:
-    wait_until(lambda: gateway.relay.subscribers == 0, "the end of all sockets")
-    wait_until(lambda: not training.client.pubsub_channels(), "the end of the subscription")
-    wait_until(lambda: training.client.zcard(slots_key(training.job_id)) == 0, "the end of all places")
-    wait_until(lambda: not gateway.relay.channels.subscribers(training.job_id), "the end of all subscribers")
+    wait_until(lambda: gateway.relay.subscribers == 0, "the end of all sockets", timeout_s=60)
+    wait_until(lambda: not training.client.pubsub_channels(), "the end of the subscription", timeout_s=60)
+    wait_until(lambda: training.client.zcard(slots_key(training.job_id)) == 0, "the end of all places", timeout_s=60)
+    wait_until(
+        lambda: not gateway.relay.channels.subscribers(training.job_id), "the end of all subscribers", timeout_s=60
+    )
 
 
 def _more_than(before: Counter[str]) -> dict[str, int]:

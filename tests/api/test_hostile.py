@@ -1,6 +1,7 @@
 """Clients that break rules, stall or flood: they harm themselves alone."""
 
 import asyncio
+import contextlib
 import json
 import socket as sockets
 import struct
@@ -40,7 +41,8 @@ def test_a_handshake_that_never_ends_is_given_up(
     with RawSocket(socket_gateway, training.job_id, shake=False) as silent:
         assert _is_reset(silent)
     with RawSocket(socket_gateway, training.job_id, shake=False) as stalled:
-        stalled.send(stalled.request[:-2])
+        with contextlib.suppress(ConnectionError):  # given up before it was sent
+            stalled.send(stalled.request[:-2])
         assert _is_reset(stalled)
 
 
@@ -178,13 +180,15 @@ async def test_who_stops_reading_gets_its_messages_later_and_others_theirs_now(
         await asyncio.to_thread(stalled.frame_of, TEXT)
         async with connect(gateway.url(training.job_id)) as reading:
             await receive(reading)
-            await asyncio.to_thread(wait_until, lambda: _all_live(gateway, training.job_id, 2), "both live")
+            await asyncio.to_thread(
+                wait_until, lambda: _all_live(gateway, training.job_id, 2), "both live", timeout_s=60
+            )
             written = []
             # Until the one that doesn't read has messages in its queue: the fast way is left, and taken again below.
             while not _waiting(gateway, training.job_id):
                 for _ in range(100):
                     written.append(await asyncio.to_thread(training.say, "x" * 4000))
-                got = await receive(reading, 100, timeout_s=30)
+                got = await receive(reading, 100, timeout_s=60)
                 assert [message["id"] for message in got] == [str(entry.id) for entry in written[-100:]]
             texts = [await asyncio.to_thread(stalled.frame_of, TEXT) for _ in written]
             assert [json.loads(text.payload)["id"] for text in texts] == [str(entry.id) for entry in written]

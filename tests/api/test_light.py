@@ -130,7 +130,7 @@ def test_a_stop_of_the_gateway_is_told_to_those_at_rest(
 
 
 def test_who_answers_at_rest_stays_and_who_does_not_is_gone(open_settings: Settings, training: Training) -> None:
-    with ThreadGateway(open_settings, ping_s=0.4) as gateway, ExitStack() as stack:
+    with ThreadGateway(open_settings, ping_s=1.0) as gateway, ExitStack() as stack:
         answering, silent = (stack.enter_context(RawSocket(gateway, training.job_id)) for _ in range(2))
         wait_light(gateway, 2)
         payloads = []
@@ -145,7 +145,7 @@ def test_who_answers_at_rest_stays_and_who_does_not_is_gone(open_settings: Setti
 
 @pytest.mark.parametrize("change", ["wrong", "late"])
 def test_a_wrong_pong_at_rest_is_none(open_settings: Settings, training: Training, change: str) -> None:
-    with ThreadGateway(open_settings, ping_s=0.4) as gateway, RawSocket(gateway, training.job_id) as raw:
+    with ThreadGateway(open_settings, ping_s=1.0) as gateway, RawSocket(gateway, training.job_id) as raw:
         wait_light(gateway)
         first = raw.frame_of(PING).payload
         if change == "late":
@@ -234,7 +234,7 @@ def test_an_event_that_was_written_unheard_is_found_by_the_reconcile_pass(light:
 def test_idleness_ends_it_on_time_and_messages_do_not_let_it(open_settings: Settings, training: Training) -> None:
     training.start()
     limits = replace(QUICK, idle_timeout_s=2.5)
-    with ThreadGateway(open_settings, limits, ping_s=0.2) as gateway, RawSocket(gateway, training.job_id) as raw:
+    with ThreadGateway(open_settings, limits, ping_s=1.0) as gateway, RawSocket(gateway, training.job_id) as raw:
         raw.frame_of(TEXT)
         wait_light(gateway)
         began = time.monotonic()

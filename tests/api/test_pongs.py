@@ -10,12 +10,12 @@ from tests.api.raw import CLOSE, PING, PONG, TEXT, RawSocket, masked
 from tests.api.serving import ThreadGateway
 from tests.api.training import Training
 
-PING_S = 0.5
+PING_S = 1.0
 
 
 @pytest.fixture
 def pinging(open_settings: Settings) -> Iterator[ThreadGateway]:
-    """A gateway that drops whoever doesn't answer within half a second."""
+    """A gateway that drops whoever doesn't answer within a second."""
     with ThreadGateway(open_settings, ping_s=PING_S) as gateway:
         yield gateway
 

@@ -1,12 +1,14 @@
 """Several gateway processes on one port are one gateway: one limit, and places that outlive no process."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import pytest
@@ -69,19 +71,28 @@ def _gateway(settings: Settings) -> Iterator[tuple["subprocess.Popen[bytes]", in
 
 
 def _listening(gateway: "subprocess.Popen[bytes]", port: int) -> int:
-    children = psutil.Process(gateway.pid).children()
     return sum(
-        any(one.status == "LISTEN" and one.laddr.port == port for one in child.net_connections()) for child in children
+        any(one.status == "LISTEN" and one.laddr.port == port for one in connections)
+        for connections in _connections(gateway).values()
     )
 
 
 def _peers(gateway: "subprocess.Popen[bytes]", port: int) -> dict[int, set[int]]:
     """By process, the ports of the clients that it serves."""
     found = {}
-    for child in psutil.Process(gateway.pid).children():
-        served = {one.raddr.port for one in child.net_connections() if one.raddr and one.laddr.port == port}
+    for pid, connections in _connections(gateway).items():
+        served = {one.raddr.port for one in connections if one.raddr and one.laddr.port == port}
         if served:
-            found[child.pid] = served
+            found[pid] = served
+    return found
+
+
+def _connections(gateway: "subprocess.Popen[bytes]") -> dict[int, list[Any]]:
+    """By process; those that end while they are looked at are left out."""
+    found = {}
+    for child in psutil.Process(gateway.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[child.pid] = child.net_connections()
     return found
 
 

@@ -44,7 +44,7 @@ async def test_one_who_joins_a_job_that_never_pauses_becomes_level(
         page = await read(history, job_id, cursor)
         if page.is_end and len(written) < 500:
             written.append(str(training.report()[0].id))
-            await asyncio.sleep(0.05)  # heard by now
+            await asyncio.sleep(0.5)  # heard by now, on a busy machine too
         return page
 
     monkeypatch.setattr(History, "after", after)

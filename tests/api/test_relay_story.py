@@ -77,7 +77,7 @@ async def _play(platform: Settings, steps: list[tuple[str, int]]) -> None:
             else:
                 await asyncio.to_thread(getattr(world, step), argument)
         await asyncio.to_thread(world.finish)
-        await asyncio.wait_for(reader.task, 10)
+        await asyncio.wait_for(reader.task, 60)
     reader.check(world.written)
     training.close()
     database.close()

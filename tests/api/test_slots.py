@@ -41,7 +41,7 @@ async def test_50_clients_race_for_10_places_over_two_gateways_and_a_killed_one_
         back: list[ClientConnection] = []
         while len(back) < len(lost):
             # Free after 8 s (the places' score in Redis); the rest is what a busy machine needs to connect.
-            assert time.monotonic() - killed_at < 20, f"{len(back)} of {len(lost)} places came back"
+            assert time.monotonic() - killed_at < 90, f"{len(back)} of {len(lost)} places came back"
             socket, _ = await _try(second_url(training.job_id))
             if socket is not None:
                 back.append(socket)
@@ -96,7 +96,7 @@ async def test_without_redis_the_limit_counts_per_process(redis_url: str, redis_
 
 
 async def _until_members(client: redis.asyncio.Redis, job_id: int, members: set[str]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while set(await client.zrange(slots_key(job_id), 0, -1)) != {member.encode() for member in members}:
             pass
 
@@ -104,6 +104,6 @@ async def _until_members(client: redis.asyncio.Redis, job_id: int, members: set[
 async def _until_refreshed(client: redis.asyncio.Redis, slot: Slot) -> None:
     before = await client.zscore(slots_key(slot.job_id), slot.member)
     assert before is not None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await client.zscore(slots_key(slot.job_id), slot.member) or 0.0) <= before:
             pass

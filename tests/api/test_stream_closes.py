@@ -156,7 +156,7 @@ async def test_no_token(guarded: ThreadGateway, training: Training) -> None:
 async def test_a_token_that_expires_on_an_open_socket(
     guarded: ThreadGateway, training: Training, sqlite_settings: Settings
 ) -> None:
-    short = token(sqlite_settings, "jobs:read", exp=int(time.time()) + 2)
+    short = token(sqlite_settings, "jobs:read", exp=int(time.time()) + 5)
     messages, code, reason = await read_all(guarded.url(training.job_id, f"?token={short}"))
     assert len(messages) == 1
     assert (code, reason) == (1008, "token expired")
@@ -201,7 +201,7 @@ async def _accepted(url: str) -> ClientConnection | None:
 async def test_a_subscriber_that_never_reads_is_gone_and_nobody_waits_for_it(
     open_settings: Settings, training: Training
 ) -> None:
-    """With the real times: a send may take 5 s, the whole may take 12."""
+    """With the real time: a send may take 5 s."""
     training.start()
     with ThreadGateway(open_settings, replace(QUICK, send_timeout_s=5.0)) as gateway:
         deaf = _deaf_client(gateway, training.job_id)
@@ -209,17 +209,18 @@ async def test_a_subscriber_that_never_reads_is_gone_and_nobody_waits_for_it(
             await receive(reading)
             await asyncio.to_thread(wait_until, lambda: gateway.relay.subscribers == 2, "both subscribers")
             started = time.monotonic()
-            delays = []
+            got_meanwhile = 0
             while gateway.relay.subscribers == 2:
-                assert time.monotonic() - started < 12, "the deaf subscriber is still there"
-                sent = time.monotonic()
+                assert time.monotonic() - started < 90, "the deaf subscriber is still there"
+                subscribers = gateway.relay.channels.subscribers(training.job_id)
+                is_stalled = any(not subscriber.outbox.is_idle for subscriber in subscribers)
                 entry = await asyncio.to_thread(training.say, "x" * 4000)
                 while (await receive(reading))[0]["id"] != str(entry.id):
                     pass
-                delays.append(time.monotonic() - sent)
+                got_meanwhile = got_meanwhile + 1 if is_stalled else 0
         deaf.close()
     # Not how fast (that is for benchmarks), but that nothing waited for the 5 s of the other one.
-    assert max(delays) < 3
+    assert got_meanwhile > 10
 
 
 async def test_a_slow_consumer_is_told(open_settings: Settings, training: Training) -> None:
@@ -274,7 +275,7 @@ async def test_a_gateway_that_stops_tells_every_socket(open_settings: Settings, 
 async def test_idle_sockets_are_closed_and_text_from_the_client_keeps_them(
     open_settings: Settings, training: Training
 ) -> None:
-    with ThreadGateway(open_settings, replace(QUICK, idle_timeout_s=1.0), ping_s=0.2) as gateway:
+    with ThreadGateway(open_settings, replace(QUICK, idle_timeout_s=3.0), ping_s=1.0) as gateway:
         async with connect(gateway.url(training.job_id)) as talking, connect(gateway.url(training.job_id)) as silent:
             await receive(talking)
             closing = asyncio.create_task(drain(silent))

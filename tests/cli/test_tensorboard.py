@@ -121,7 +121,7 @@ def test_tensorboard_serves_the_live_curves_until_ctrl_c_which_ends_it(tmp_path:
         def shows_both() -> bool:
             assert following.poll() is None
             try:
-                with urllib.request.urlopen(address, timeout=10) as response:
+                with urllib.request.urlopen(address, timeout=30) as response:
                     seen[:] = [(step, value) for _, step, value in json.loads(response.read())]
             except OSError:  # not up yet, or the run isn't loaded
                 return False
@@ -131,7 +131,7 @@ def test_tensorboard_serves_the_live_curves_until_ctrl_c_which_ends_it(tmp_path:
             wait_until(shows_both, "both epochs in TensorBoard", timeout_s=90)
         finally:
             following.send_signal(signal.SIGINT)
-            _, err = following.communicate(timeout=30)
+            _, err = following.communicate(timeout=60)
     assert seen == [(1, 1.0), (2, 0.5)]
     assert following.returncode == 130
     assert "the jobs keep running" in err

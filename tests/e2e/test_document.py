@@ -61,10 +61,13 @@ def held(platform: Platform) -> Iterator[Callable[[], None]]:
             url = f"{platform.url}/api/v1/hosts/{host['name']}/{verb}"
             assert httpx2.post(url, headers=bearer(platform), timeout=30).status_code == 200
 
+    def is_subscribed() -> bool:
+        metrics = httpx2.get(f"{platform.url}/metrics", headers=bearer(platform), timeout=30).text
+        return "epochcast_ws_subscribers 1.0" in metrics
+
     def begin() -> None:
-        subscribed = "epochcast_ws_subscribers 1.0"
         try:
-            wait_until(lambda: subscribed in httpx2.get(f"{platform.url}/metrics", timeout=30).text, "it", timeout_s=60)
+            wait_until(is_subscribed, "the subscriber", timeout_s=60)
         finally:
             turn("resume")
 
@@ -117,15 +120,17 @@ def test_the_polling_loop_ends_when_the_job_does(platform: Platform, tmp_path: P
 @pytest.mark.parametrize("part", [0, 1], ids=["subprotocol", "query"])
 def test_the_ways_to_authenticate_from_a_browser(platform_with_auth: Platform, tmp_path: Path, part: int) -> None:
     platform = platform_with_auth
-    job_id = submit(platform, total_epochs=20)  # still on its way when Node has started
-    sections = [
-        snippet("Authentication", "javascript").replace("your_jwt_token", str(platform.token)),
-        f"const token = {json.dumps(platform.token)};\n" + query_snippet(),
-    ]
-    code = f"const jobId = {job_id};\n{pointed_at(sections[part], platform.url, job_id)}"
-    code += "ws.onmessage = (event) => console.log(JSON.parse(event.data).type);\n"
-    code += "ws.onclose = (event) => console.log('closed', event.code, event.reason);\n"
-    output = node(code, tmp_path).splitlines()
+    with held(platform) as begin:
+        job_id = submit(platform)
+        sections = [
+            snippet("Authentication", "javascript").replace("your_jwt_token", str(platform.token)),
+            f"const token = {json.dumps(platform.token)};\n" + query_snippet(),
+        ]
+        code = f"const jobId = {job_id};\n{pointed_at(sections[part], platform.url, job_id)}"
+        code += "ws.onmessage = (event) => console.log(JSON.parse(event.data).type);\n"
+        code += "ws.onclose = (event) => console.log('closed', event.code, event.reason);\n"
+        begin()
+        output = node(code, tmp_path).splitlines()
     assert output[0] == "progress"
     assert output[-2:] == ["complete", "closed 1000 succeeded"]
 
@@ -173,7 +178,8 @@ def test_a_failed_job_says_so_as_the_document_does(platform: Platform, tmp_path:
 def first_of_each_type(platform: Platform, job_id: int) -> dict[str, dict[str, Any]]:
     async def follow() -> list[dict[str, Any]]:
         messages = []
-        url = f"{platform.url.replace('http', 'ws')}/api/v1/training-jobs/{job_id}/ws"
+        # From its beginning: a short job may be over before this connects.
+        url = f"{platform.url.replace('http', 'ws')}/api/v1/training-jobs/{job_id}/ws?after=0"
         async with connect(url) as socket:
             try:
                 while True:

@@ -13,10 +13,11 @@ from websockets.exceptions import ConnectionClosed
 
 from epochcast.events import EventId
 from tests.e2e.test_document import submit
+from tests.faults.service import names_of
 from tests.platform import Platform
 from tests.waiting import wait_until
 
-EPOCHS = 150
+EPOCHS = 250
 
 
 def worker_of(platform: Platform) -> psutil.Process:
@@ -63,15 +64,15 @@ async def follow_and_kill(platform: Platform, job_id: int) -> tuple[list[dict[st
 
 def wait_for_checkpoint(platform: Platform, job_id: int) -> None:
     url = f"{platform.url}/api/v1/training-jobs/{job_id}/artifacts"
-    wait_until(lambda: httpx2.get(url, timeout=30).json()["items"], "a committed checkpoint", timeout_s=20)
+    wait_until(lambda: httpx2.get(url, timeout=30).json()["items"], "a committed checkpoint", timeout_s=60)
 
 
 def kill_and_see_the_tree_end(platform: Platform) -> None:
     worker = worker_of(platform)
     tree = worker.children(recursive=True)
-    assert any(process.name() == "ec-trainer" for process in tree)
+    assert "ec-trainer" in names_of([process.pid for process in tree]).values()
     worker.kill()
-    wait_until(lambda: not [p for p in tree if is_running(p)], "the end of every process of the worker", timeout_s=2)
+    wait_until(lambda: not [p for p in tree if is_running(p)], "the end of every process of the worker", timeout_s=20)
 
 
 def is_running(process: psutil.Process) -> bool:

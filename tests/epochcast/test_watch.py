@@ -158,7 +158,7 @@ def test_a_resync_is_told_once_and_what_is_known_is_not_repeated() -> None:
 def test_text_pings_keep_a_quiet_socket_open() -> None:
     async def until_pinged(connection: Any) -> None:
         await connection.send(orjson.dumps(message(1)).decode())
-        await asyncio.wait_for(gateway.heard_three.wait(), 10)
+        await asyncio.wait_for(gateway.heard_three.wait(), 60)
         await connection.send(orjson.dumps(message(2, "complete")).decode())
         await connection.close(1000)
 

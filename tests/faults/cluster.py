@@ -51,7 +51,7 @@ class Cluster:
         self.log = folder / "output.log"
         self.database = Database(settings.database_url.get_secret_value())
         self.store, self.queries = Store(self.database), Queries(self.database)
-        self.redis = redis.Redis.from_url(settings.events_redis_url, socket_timeout=5)
+        self.redis = redis.Redis.from_url(settings.events_redis_url, socket_timeout=20)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         shared = self._shared = environment(settings) | {
@@ -268,7 +268,9 @@ class Cluster:
             audience.follow(job_id)
         self.wait_heard_out(audience)
         url = f"{self.url}/api/v1/training-jobs"
-        return {job_id: httpx2.get(f"{url}/{job_id}", trust_env=False).json()["status"] for job_id in job_ids}
+        return {
+            job_id: httpx2.get(f"{url}/{job_id}", trust_env=False, timeout=30).json()["status"] for job_id in job_ids
+        }
 
     def wait_heard_out(self, audience: Audience) -> None:
         """Until every subscriber has had the end."""

@@ -1,10 +1,13 @@
 """One process of the platform that a test may kill, freeze, end and start again."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from shared.processes import dies_with_parent, end
 from tests.waiting import wait_until
@@ -66,6 +69,15 @@ class Service:
         assert self.process is not None
         self.thaw()
         return end(self.process, grace_s)
+
+
+def names_of(pids: list[int]) -> dict[int, str]:
+    """Those that have ended since are left out: a fork server's helpers come and go."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[pid] = psutil.Process(pid).name()
+    return found
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -38,12 +38,16 @@ class Step:
 
 
 def read_steps(folder: Path, job_id: int) -> list[Step]:
-    """In the order in which they were written; empty for a job whose script keeps no log."""
+    """In the order in which they were written; empty for a job whose script keeps no log.
+
+    A line that is just being written (a reader may see the part of it that lies before a page's end) is left out.
+    """
     path = folder / f"{job_id}.steps"
     if not path.exists():
         return []
     found = []
-    for line in path.read_text().splitlines():
+    *lines, _ = path.read_text().split("\n")
+    for line in lines:
         attempt, pid, at, step = line.split(" ")
         found.append(Step(int(attempt), int(pid), float(at), step))
     return found

@@ -110,8 +110,8 @@ def test_without_the_licence_two_attempts_train_at_once_and_the_checker_sees_it(
 ) -> None:
     first = make_host(**HASTY, slots=4, host_name="host-a", work_dir=tmp_path / "a")
     guarded, unguarded, frozen = frozen_attempts(first, steps, "licence")
-    second = make_host(**HASTY, slots=4, host_name="host-b", work_dir=tmp_path / "b")
     Fleet(first.database).set_draining("host-a", True)
+    second = make_host(**HASTY, slots=4, host_name="host-b", work_dir=tmp_path / "b")
     wait_taken_back(first, (guarded, unguarded))
     again = []
     for job_id in (guarded, unguarded):

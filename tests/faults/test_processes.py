@@ -9,7 +9,7 @@ import pytest
 from epochcast.jobs import Status
 from tests.faults.cluster import NAMES, Cluster
 from tests.faults.scripts import DEAF
-from tests.faults.service import alive, wait_gone
+from tests.faults.service import alive, names_of, wait_gone
 from tests.waiting import wait_until
 from worker.fork_server import READY as FORK_SERVER
 from worker.process_tree import send
@@ -33,7 +33,7 @@ def test_f5_a_killed_worker_leaves_no_process_and_its_job_goes_on_at_another(clu
         audience.follow(job_id)
         cluster.wait_checkpoint(job_id)
         host = cluster.attempt_row(job_id).host
-        names = {psutil.Process(pid).name() for pid in cluster.workers[host].tree()}
+        names = set(names_of(cluster.workers[host].tree()).values())
         below = cluster.workers[host].kill()
         assert {"ec-launcher", "ec-trainer"} <= names
         wait_gone(below, "every process of the killed worker")
@@ -48,7 +48,8 @@ def test_f6_f7_f8_killed_and_frozen_past_the_lease_they_write_and_compute_nothin
     cluster.drain("host-b", True)
     killed, frozen = ("child", "launcher", "trainer"), ("supervisor", "whole")
     with cluster.watched() as audience:
-        job = {victim: cluster.submit(args=SLOW, max_restarts=1) for victim in (*killed, *frozen, "none")}
+        # Slow enough that none ends before the last of them has its checkpoint, on a busy machine too.
+        job = {victim: cluster.submit(args=["0.1"], max_restarts=1) for victim in (*killed, *frozen, "none")}
         for job_id in job.values():
             audience.follow(job_id, kinds=("ws",))
             cluster.wait_checkpoint(job_id)
@@ -64,7 +65,9 @@ def test_f6_f7_f8_killed_and_frozen_past_the_lease_they_write_and_compute_nothin
         # F7: a supervisor alone. F8: supervisor, launcher and trainer.
         for pid in asleep:
             os.kill(pid, signal.SIGSTOP)
-        wait_gone(trees, "the three killed attempts", timeout_s=5)  # a killed launcher's trainer is the agent's to find
+        wait_gone(
+            trees, "the three killed attempts", timeout_s=10
+        )  # a killed launcher's trainer is the agent's to find
         cluster.drain("host-b", False)
         cluster.drain("host-a", True)
         for victim in frozen:
@@ -109,7 +112,7 @@ def test_a_worker_that_is_killed_while_its_launchers_are_frozen_leaves_no_proces
 
 def fork_servers(cluster: Cluster) -> list[int]:
     below = [pid for worker in cluster.workers.values() for pid in worker.tree()]
-    found = [pid for pid in below if psutil.Process(pid).name() == FORK_SERVER]
+    found = [pid for pid, name in names_of(below).items() if name == FORK_SERVER]
     assert found, "no fork server to kill"
     return found
 
@@ -121,7 +124,7 @@ def test_f14_a_worker_that_is_shut_down_in_mid_epoch_hands_its_job_over(cluster:
         cluster.wait_steps(job_id, 10)
         host = cluster.attempt_row(job_id).host
         assert cluster.workers[host].end() == 0
-        assert cluster.job(job_id).status in (Status.QUEUED, Status.RUNNING)
+        assert cluster.job(job_id).status in (Status.QUEUED, Status.RUNNING, Status.SUCCEEDED)
     first, second = cluster.queries.attempts(job_id)
     assert (first["outcome"], second["outcome"]) == ("drained", "succeeded")
     assert (first["host"], second["host"]) == (host, other(host))

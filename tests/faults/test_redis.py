@@ -56,7 +56,7 @@ def test_f2_f13_redis_is_killed_and_a_job_is_submitted_meanwhile(cluster: Cluste
 
 def test_f13_redis_is_frozen_and_a_job_is_submitted_meanwhile(cluster: Cluster) -> None:
     with cluster.watched() as audience:
-        running = cluster.submit(args=SLOW)
+        running = cluster.submit(args=["0.08"])  # the submission may wait for Redis some seconds
         audience.follow(running)
         body = cluster.body()
         cluster.wait_steps(running, 8)
@@ -178,5 +178,5 @@ def test_f17_redis_is_wiped_again_and_again(cluster: Cluster) -> None:
             cluster.redis.flushall()
         audience.follow(job_id)
     assert cluster.outcomes(job_id) == ["succeeded"]
-    snapshot = httpx2.get(f"{cluster.url}/api/v1/training-jobs/{job_id}", trust_env=False).json()
+    snapshot = httpx2.get(f"{cluster.url}/api/v1/training-jobs/{job_id}", trust_env=False, timeout=30).json()
     assert (snapshot["status"], snapshot["progress"]) == ("succeeded", 1.0)

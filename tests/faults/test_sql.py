@@ -26,7 +26,7 @@ def test_f9_an_outage_shorter_than_the_licence_interrupts_nothing(
         cluster.wait_steps(job_id, 8)
         postgres_server.kill()
         try:
-            cluster.wait_more_steps(job_id, 50)
+            cluster.wait_more_steps(job_id, 20)  # the server takes some seconds to start, and the licence is short
         finally:
             postgres_server.start()
     assert cluster.outcomes(job_id) == ["succeeded"]
@@ -75,11 +75,11 @@ def test_f15_on_sqlite_a_wrong_clock_may_take_a_job_back_but_never_starts_it_bes
     # SQLite has the clock of whoever asks, and is for one machine with one worker.
     cluster.drain("host-b", True)
     before = cluster.checker.job_ids()
-    job_id = cluster.submit(args=SLOW)
+    job_id = cluster.submit(args=["0.2"])  # still on its way when the other gateway has started
     cluster.wait_steps(job_id, 8)
     cluster.gateway.kill()
     with cluster.gateway_with_clock(3600):
-        wait_until(lambda: cluster.job(job_id).generation > 2, "the wrong dispatcher's deed", timeout_s=30)
+        wait_until(lambda: cluster.job(job_id).generation > 2, "the wrong dispatcher's deed", timeout_s=60)
     cluster.heal()
     cluster.wait_ended([job_id])
     [record] = Reader(cluster.settings).jobs([job_id])

@@ -56,7 +56,7 @@ def test_f10_stopped_at_any_moment_of_its_start_it_ends_stopped(cluster: Cluster
 
 def test_f10_stopped_in_mid_step_it_checkpoints_and_deaf_it_is_killed(cluster: Cluster) -> None:
     with cluster.watched() as audience:
-        trains, deaf = cluster.submit(), cluster.submit(DEAF)
+        trains, deaf = cluster.submit(args=["0.1"]), cluster.submit(DEAF)
         for job_id in (trains, deaf):
             audience.follow(job_id)
             cluster.wait_steps(job_id, 10)

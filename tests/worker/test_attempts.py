@@ -190,12 +190,13 @@ def test_a_failing_script_is_tried_again_as_often_as_allowed(host: Host) -> None
 
 def test_a_stranger_is_refused_at_the_attempts_socket(host: Host) -> None:
     job_id = host.submit(total_epochs=1)
-    supervisor = host.attempt(job_id, "import os, time; print(os.environ['EPOCHCAST_SOCKET']); time.sleep(3)")
+    supervisor = host.attempt(job_id, "import os, time; print(os.environ['EPOCHCAST_SOCKET']); time.sleep(600)")
     wait_until(lambda: host.logs(job_id), "the socket's path", timeout_s=20)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
         connect_at(stranger, Path(host.logs(job_id)[0]))
-        stranger.settimeout(5)
+        stranger.settimeout(30)
         assert stranger.recv(1) == b"", "the supervisor closes a connection from outside its tree"
+    host.store.request_stop(job_id)
     host.wait_ended(supervisor)
 
 

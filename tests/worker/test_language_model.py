@@ -15,6 +15,7 @@ from safetensors import safe_open
 from shared import recipes
 from tests.listening import Attempt, finished, listening
 from tests.waiting import wait_until
+from tests.worker.test_recipes import WAITS_FOR_STOP
 from worker.recipes import language_model as lm
 
 SMALL: dict[str, Any] = {
@@ -74,7 +75,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_model_bit_for_bit(tmp_path: P
     whole = train(tmp_path / "whole", chosen, total_epochs=5)
 
     with listening(tmp_path / "stopped", **told(chosen, total_epochs=5)) as stopped:
-        process = stopped.start("-m", "worker.trainer")
+        process = stopped.start("-c", WAITS_FOR_STOP)
         wait_until(lambda: len(stopped.said("report")) >= 2, "two epochs", timeout_s=60)
         process.send_signal(signal.SIGTERM)
         code, output = finished(process)

@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-import time
 
 from tests.waiting import wait_until
 from worker.process_tree import descendants, is_alive, is_descendant, kill_tree, start_time, subtrees_except
 
 # Forks and ends children as fast as it can, as a data loader does at each epoch.
 BUSY = """
-import os, time
-end = time.monotonic() + 3
-while time.monotonic() < end:
+import os
+while True:
     pid = os.fork()
     os._exit(0) if pid == 0 else os.waitpid(pid, 0)
 """
@@ -20,14 +18,14 @@ while time.monotonic() < end:
 
 def test_what_a_launchers_processes_fork_is_never_a_stray() -> None:
     launcher = subprocess.Popen([sys.executable, "-c", BUSY])
-    looks = 0
-    end = time.monotonic() + 2.5
-    while time.monotonic() < end:
-        strays = subtrees_except(os.getpid(), {launcher.pid})
-        assert not [pid for pid in strays if is_descendant(pid, launcher.pid)]
-        looks += 1
-    launcher.wait()
-    assert looks > 10
+    try:
+        wait_until(lambda: descendants(launcher.pid), "the first child", timeout_s=30, every_s=0)
+        for _ in range(100):
+            strays = subtrees_except(os.getpid(), {launcher.pid})
+            assert not [pid for pid in strays if is_descendant(pid, launcher.pid)]
+    finally:
+        launcher.kill()
+        launcher.wait()
 
 
 def test_a_lost_subtree_is_found_whole_and_ended() -> None:

@@ -23,6 +23,24 @@ SMALL: dict[str, dict[str, Any]] = {
     "tabular-classifier": {"dataset": "breast-cancer"},
 }
 
+# The trainer. In the third epoch it waits until it is asked to stop: an epoch of so little data is over in no time.
+WAITS_FOR_STOP = """
+import sys, time
+from epochcast.run import Run
+from worker.trainer import main
+
+batches = Run.batches
+
+def waiting(run, loader):
+    for step, batch in enumerate(batches(run, loader)):
+        while (run.epoch, step) == (3, 1) and not run.stopping:
+            time.sleep(0.01)
+        yield batch
+
+Run.batches = waiting
+sys.exit(main())
+"""
+
 
 def told(recipe: str, hyperparameters: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"recipe": recipe, "params": recipes.validate(recipe, hyperparameters), "total_epochs": 4, **more}
@@ -65,7 +83,7 @@ def test_stopped_and_resumed_recipe_ends_with_the_same_model_bit_for_bit(tmp_pat
     whole, _ = train(tmp_path / "whole", recipe, SMALL[recipe], total_epochs=6)
 
     with listening(tmp_path / "stopped", **told(recipe, SMALL[recipe], total_epochs=6)) as stopped:
-        process = stopped.start("-m", "worker.trainer")
+        process = stopped.start("-c", WAITS_FOR_STOP)
         wait_until(lambda: len(stopped.said("report")) >= 2, "two epochs", timeout_s=60)
         process.send_signal(signal.SIGTERM)
         code, output = finished(process)

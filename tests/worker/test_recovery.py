@@ -20,7 +20,7 @@ from shared.processes import dies_with_parent
 from shared.recovery import Recovery
 from shared.settings import Settings
 from shared.store import Store
-from shared.tables import attempts
+from shared.tables import attempts, jobs
 from tests.shared.records import add_host, expire_lease, host_state, record_of, spec
 from tests.waiting import wait_until
 from tests.worker.host import Host, assert_gapless
@@ -81,30 +81,37 @@ def freeze_between_writes(host: Host, process: "subprocess.Popen[bytes]") -> Non
     wait_until(is_free, "a moment without a write")
 
 
+def lease_of(host: Host, job_id: int) -> float:
+    """Until when its owner has the job, by the clock that all of this machine's processes have."""
+    with host.database.read() as connection:
+        return float(connection.execute(sa.select(jobs.c.lease_until).where(jobs.c.id == job_id)).scalar_one())
+
+
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if start_time(pid) is not None]
 
 
 def test_a_killed_supervisor_takes_its_tree_along_and_the_next_attempt_resumes(hasty_host: Host) -> None:
     host = hasty_host
-    job_id = host.submit(total_epochs=12)
+    job_id = host.submit(total_epochs=20)
     supervisor = host.attempt(job_id, SLOW)
     wait_epoch(host, job_id, 3)
     wait_checkpoint(host, job_id)
     tree = host.tree(job_id)
     supervisor.kill()
-    killed_at = time.monotonic()
-    wait_until(lambda: not alive(tree), "the end of the whole tree", timeout_s=2)
+    supervisor.wait()
+    lease_until = lease_of(host, job_id)
+    wait_until(lambda: not alive(tree), "the end of the whole tree", timeout_s=host.settings.licence_s - 1)
     # The dispatcher (in the agent) takes the job back once the lease has run out, and places it again.
     wait_until(lambda: host.store.get(job_id).status is Status.QUEUED, f"the requeue\n{host.output}", timeout_s=40)
-    assert time.monotonic() - killed_at > host.settings.lease_s - host.settings.heartbeat_s - 1
+    assert time.time() > lease_until
     host.wait_placed(job_id)
     host.wait_ended(host.attempt(job_id, SLOW))
     job = host.store.get(job_id)
-    assert (job.status, job.attempt, job.current_epoch) == (Status.SUCCEEDED, 2, 12)
+    assert (job.status, job.attempt, job.current_epoch) == (Status.SUCCEEDED, 2, 20)
     assert any(line.startswith("resumed") for line in host.logs(job_id))
     assert [row["outcome"] for row in host.queries.attempts(job_id)] == ["lost", "succeeded"]
-    assert host.queries.metrics(job_id)["epoch"] == list(range(1, 13))
+    assert host.queries.metrics(job_id)["epoch"] == list(range(1, 21))
     assert_gapless(host.entries(job_id))
 
 
@@ -150,7 +157,7 @@ def test_a_frozen_launcher_and_trainer_end_by_the_agents_hand(hasty_host: Host) 
 
 def test_a_killed_launcher_loses_the_attempt_but_not_the_job(hasty_host: Host) -> None:
     host = hasty_host
-    job_id = host.submit(total_epochs=6)
+    job_id = host.submit(total_epochs=20)
     supervisor = host.attempt(job_id, SLOW)
     wait_epoch(host, job_id, 2)
     tree = host.tree(job_id)
@@ -182,7 +189,7 @@ def test_a_killed_agent_changes_nothing_for_what_runs_and_its_successor_guards_i
         os.kill(pid, signal.SIGSTOP)
     supervisor.kill()
     # Frozen, the launcher can't act on its lifeline: only the new agent can.
-    wait_until(lambda: not alive(tree), "the tree's end by the new agent", timeout_s=5)
+    wait_until(lambda: not alive(tree), "the tree's end by the new agent", timeout_s=20)
 
 
 def test_a_killed_trainer_is_a_failure_with_its_signal(host: Host) -> None:
@@ -212,7 +219,7 @@ def test_stop_reaches_a_training_script_which_checkpoints_and_can_be_restarted(h
     host.wait_placed(job_id)
     again = host.attempt(job_id, SLOW)
     wait_epoch(host, job_id, stopped.current_epoch + 2)
-    assert any(line == f"resumed {stopped.current_epoch}" for line in host.logs(job_id))
+    host.wait_logged(job_id, f"resumed {stopped.current_epoch}")
     host.store.request_stop(job_id)
     host.wait_ended(again, timeout_s=20)
     assert_gapless(host.entries(job_id))
@@ -302,7 +309,7 @@ def test_a_new_worker_ends_also_what_others_have_taken_back_meanwhile(sqlite_set
         release_predecessors(database, "elsewhere", sqlite_settings.work_dir)
         assert tree.poll() is None
         release_predecessors(database, "here", sqlite_settings.work_dir)
-        assert tree.wait(5) == -signal.SIGKILL
+        assert tree.wait(30) == -signal.SIGKILL
     assert Store(database).get(job_id).status is Status.QUEUED
     database.close()
 

@@ -79,7 +79,12 @@ wait()
 
 
 def test_data_loaders_answer_too_and_stand_together_and_other_programs_live_on(tmp_path: Path) -> None:
-    found = silent(tmp_path, ROWS, lambda found, _: any(len(one.pids) == 3 for one in found))
+    def all_wait(found: list[Stacks], _: int) -> bool:
+        said = text(found)
+        waits = ("in _next_data", "in __getitem__", "its state is S (sleeping)")
+        return any(len(one.pids) == 3 for one in found) and all(what in said for what in waits)
+
+    found = silent(tmp_path, ROWS, all_wait)
     rank, loaders, other = found
     assert (rank.rank, rank.what) == (0, "rank 0")
     assert "in _next_data" in text([rank])

@@ -317,7 +317,7 @@ for epoch in run.epochs():
     (checkout / "worker/recipes/mine.py").write_text(script)
     with listening(tmp_path / "attempt", recipe="mine", total_epochs=100_000) as attempt:
         process = attempt.start("-m", "worker.trainer", checkout=checkout)
-        wait_until(lambda: attempt.said("report"), "the first report")
+        wait_until(lambda: attempt.said("report"), "the first report", timeout_s=60)
         attempt.hang_up()
         code, output = finished(process)
     assert code == 1

@@ -133,10 +133,12 @@ def test_a_forged_snapshot_brings_no_file_of_the_host_into_the_store(host: Host,
 
 def test_a_stall_shows_what_every_process_does(host: Host, tmp_path: Path) -> None:
     script = b"import time\ndef stuck():\n    time.sleep(600)\nstuck()"
-    job_id = submit(host, keep(host, tmp_path / "code", {"train.py": script}), stall_timeout_s=8.0)
+    job_id = submit(
+        host, keep(host, tmp_path / "code", {"train.py": script}), stall_timeout_s=25.0
+    )  # the script is there by then
     host.wait_ended(host.attempt(job_id))
     error = of(host.store.get(job_id))
-    assert (error.type, error.message) == ("stalled", "reported nothing for longer than stall_timeout_s = 8 s")
+    assert (error.type, error.message) == ("stalled", "reported nothing for longer than stall_timeout_s = 25 s")
     assert "in stuck" in (error.traceback or "")
     lines = host.logs(job_id)
     assert any(line.startswith("rank 0, pid ") for line in lines)
@@ -182,7 +184,7 @@ def the_other():
 rank_zero() if os.environ["RANK"] == "0" else the_other()
 """
     content = keep(host, tmp_path / "code", {"train.py": script})
-    job_id = submit(host, content, stall_timeout_s=15.0, resources={"procs_per_node": 2})
+    job_id = submit(host, content, stall_timeout_s=30.0, resources={"procs_per_node": 2})
     host.wait_ended(host.attempt(job_id), timeout_s=120)
     assert "in rank_zero" in (of(host.store.get(job_id)).traceback or "")
     told: dict[str, list[str]] = {}

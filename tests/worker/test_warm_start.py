@@ -246,7 +246,7 @@ def test_no_forked_process_outlives_its_supervisor_or_its_launcher(host: Host, t
     wait_until(lambda: len(host.tree(job_id)) >= 3, "launcher, trainer and sleep")
     tree = host.tree(job_id)
     os.kill(attempt.pid if victim == "supervisor" else tree[0], signal.SIGKILL)
-    wait_until(lambda: all(start_time(pid) is None for pid in tree), "the end of every process", timeout_s=5)
+    wait_until(lambda: all(start_time(pid) is None for pid in tree), "the end of every process", timeout_s=20)
     assert start_time(fork_server_of(host)) is not None
     host.wait_ended(attempt)
 

@@ -1,5 +1,6 @@
 """The whole gateway behind a real uvicorn in a thread, and a client that knows who it is."""
 
+import secrets
 import threading
 from typing import Any, Self
 
@@ -37,19 +38,19 @@ class Served:
     def stop(self) -> None:
         """As at SIGTERM; the open answers are told."""
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the gateway didn't stop"
 
     def client(self, owner: str | None = "alice", *scopes: str) -> httpx2.Client:
         """Somebody with a token of `scopes` (reading and writing jobs); None: without any."""
         headers = {"Authorization": f"Bearer {self.token(owner, *scopes)}"} if owner else {}
-        client = httpx2.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20)
+        client = httpx2.Client(base_url=self.url, headers=headers, trust_env=False, timeout=60)
         self._clients.append(client)
         return client
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self._server.started, "the gateway's start", timeout_s=20)
+        wait_until(lambda: self._server.started, "the gateway's start", timeout_s=30)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,8 +60,15 @@ class Served:
 
 
 def submit(client: httpx2.Client, **fields: Any) -> dict[str, Any]:
-    """Submits the digits job; the answer."""
-    response = client.post("/api/v1/training-jobs", json=DIGITS | fields)
+    """Submits the digits job; the answer. As our client does, again where SQLite's one lock was held for too long."""
+    key = {"Idempotency-Key": secrets.token_hex(8)}
+
+    def answered() -> httpx2.Response | None:
+        answer = client.post("/api/v1/training-jobs", json=DIGITS | fields, headers=key)
+        return None if answer.status_code == 503 else answer
+
+    response = wait_until(answered, "a database that can be written", timeout_s=30)
+    assert response is not None
     assert response.status_code == 201, response.text
     job: dict[str, Any] = response.json()
     return job

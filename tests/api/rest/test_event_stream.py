@@ -205,7 +205,7 @@ def log_lines() -> Iterator[io.StringIO]:
 def test_a_stream_ends_when_its_token_does(served: Served, run: Training) -> None:
     assert served.settings.secret is not None
     now = int(time.time())
-    claims = {"sub": "alice", "iat": now, "exp": now + 2, "scope": "jobs:read"}
+    claims = {"sub": "alice", "iat": now, "exp": now + 5, "scope": "jobs:read"}
     token = jwt.encode(claims, served.settings.secret.get_secret_value(), algorithm="HS256")
     with streaming(served.client(None), f"{events(run)}?token={token}") as stream:
         _, code, reason = stream.drain()

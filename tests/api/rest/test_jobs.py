@@ -124,7 +124,7 @@ def test_simultaneous_requests_with_one_key_make_one_job(served_on_both: Served)
     gate = threading.Barrier(count)
 
     def send(client: httpx2.Client) -> httpx2.Response:
-        gate.wait(10)
+        gate.wait(60)
         return client.post(JOBS, json=DIGITS, headers={"Idempotency-Key": "race"})
 
     with ThreadPoolExecutor(count) as pool:
