@@ -228,6 +228,7 @@ def test_older_models_are_read_once_however_often_one_clicks(dashboard: Dashboar
 
 
 PAGES = ("/", "/submit", "/fleet", "/models", "/compare", "/jobs/{job}", "/models/{model}", "/compare?jobs={job}")
+NOT_THERE = ("/jobs/999999", "/models/999999", "/submit?like=999999", "/compare?jobs=999999")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -237,7 +238,7 @@ def test_axe_finds_nothing_on_any_page(
     page = new_context(color_scheme=scheme).new_page()
     dashboard = Dashboard.open(page, running.url, running.token)
     model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
-    for path in PAGES:
+    for path in (*PAGES, *NOT_THERE):
         dashboard.go(path.format(job=two_jobs[0], model=model))
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_load_state("networkidle")
