@@ -290,6 +290,7 @@ def test_curves_can_be_zoomed_without_a_mouse(dashboard: Dashboard, client: http
     zoomed = chart.screenshot()
     assert zoomed != whole
     curves.get_by_role("button", name="Reset zoom").press("Enter")
+    expect(curves.get_by_role("group", name="Which epochs")).to_be_focused()
     expect(curves.get_by_label("From epoch")).to_have_value("")
     expect(curves.get_by_label("To epoch")).to_have_value("")
     wait_until(lambda: chart.screenshot() == whole, "the whole curve again", timeout_s=20)
