@@ -1,8 +1,9 @@
 """What users read of the record beyond one job: lists, history, attempts, artifacts, models."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -49,6 +50,30 @@ class FileRecord:
     sha256: str
 
 
+Unit = Literal["epoch", "step"]
+Columns = dict[str, list[Any]]
+# A history may have any length; so many points SQL gives in a tenth of the time after which it counts as away.
+POINTS_AT_ONCE = 10_000
+
+
+class Point(NamedTuple):
+    """What was reported of an epoch, or at one step of it; `step` -1: of the epoch as a whole."""
+
+    epoch: int
+    step: int
+    reported: dict[str, float | None]
+
+
+def columns_of(points: Sequence[Point], by: Unit) -> Columns:
+    """As long as `points`; a metric that a point lacks is None there."""
+    columns: Columns = {"epoch": [point.epoch for point in points]}
+    if by == "step":
+        columns["step"] = [point.step for point in points]
+    for name in dict.fromkeys(name for point in points for name in point.reported):
+        columns[name] = [point.reported.get(name) for point in points]
+    return columns
+
+
 class Queries:
     """Reads. Methods raise DatabaseUnavailable when SQL is away."""
 
@@ -80,32 +105,30 @@ class Queries:
             items = [training_job(row, hosts.get(row.id, []), places.get(row.id)) for row in rows]
         return Page(items, _cursor_of_id(items[-1].job_id) if more else None)
 
-    def metrics(self, job_id: int) -> dict[str, list[Any]]:
-        """Per-epoch history by column, epochs ascending; a metric that an epoch lacks is None there."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                sa.select(metric_points.c.epoch, metric_points.c.reported)
-                .where(metric_points.c.job_id == job_id, metric_points.c.step == -1)
-                .order_by(metric_points.c.epoch)
-            ).all()
-        names = list(dict.fromkeys(name for row in rows for name in row.reported))
-        columns: dict[str, list[Any]] = {"epoch": [row.epoch for row in rows]}
-        for name in names:
-            columns[name] = [row.reported.get(name) for row in rows]
-        return columns
+    def metrics(self, job_id: int) -> Columns:
+        """The whole history per epoch, by column."""
+        return columns_of(self.points(job_id, "epoch", limit=None), "epoch")
 
-    def step_metrics(self, job_id: int) -> dict[str, list[Any]]:
-        """The history of reports by step: columns `epoch`, `step` and one per metric."""
+    def step_metrics(self, job_id: int) -> Columns:
+        """The whole history of reports by step: columns `epoch`, `step` and one per metric."""
+        return columns_of(self.points(job_id, "step", limit=None), "step")
+
+    def points(
+        self, job_id: int, by: Unit, *, after: Point | None = None, limit: int | None = POINTS_AT_ONCE
+    ) -> list[Point]:
+        """The history's next points after `after`, epochs and steps ascending; `by` epoch: those of whole epochs."""
+        key = sa.tuple_(metric_points.c.epoch, metric_points.c.step)
+        wanted = metric_points.c.step == -1 if by == "epoch" else metric_points.c.step >= 0
+        query = sa.select(metric_points.c.epoch, metric_points.c.step, metric_points.c.reported)
+        if after is not None:
+            wanted &= key > sa.tuple_(sa.literal(after.epoch), sa.literal(after.step))
         with self.database.read() as connection:
             rows = connection.execute(
-                sa.select(metric_points.c.epoch, metric_points.c.step, metric_points.c.reported)
-                .where(metric_points.c.job_id == job_id, metric_points.c.step >= 0)
+                query.where(metric_points.c.job_id == job_id, wanted)
                 .order_by(metric_points.c.epoch, metric_points.c.step)
+                .limit(limit)
             ).all()
-        columns: dict[str, list[Any]] = {"epoch": [row.epoch for row in rows], "step": [row.step for row in rows]}
-        for name in dict.fromkeys(name for row in rows for name in row.reported):
-            columns[name] = [row.reported.get(name) for row in rows]
-        return columns
+        return [Point(*row) for row in rows]
 
     def archived(self, job_id: int, cursor: Any, count: int = 500) -> list[Entry]:
         """Events after an EventId that SQL has (transition events and chunks)."""

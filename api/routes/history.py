@@ -19,8 +19,10 @@ from api.routes.parameters import After, JobId, LastEventId, QueryJobIds, Wait, 
 from api.telemetry import stays_open
 from epochcast.answers import Attempt, EventPage, LogPage
 from epochcast.events import EventId
+from shared import queries
 from shared.database import DatabaseUnavailable
 from shared.event_log import Entry
+from shared.queries import Columns, Point, Unit, columns_of
 from shared.rows import moment
 from shared.tokens import Identity
 
@@ -56,18 +58,24 @@ async def metrics(
     identity: Reader,
     job_id: JobId,
     max_points: MaxPoints = None,
-    by: Literal["epoch", "step"] = "epoch",
-) -> dict[str, list[Any]]:
+    by: Unit = "epoch",
+) -> Columns:
     """The history per epoch, by column; `by=step`: the reports that named a step."""
     await gateway.check_owner(job_id, identity)
     return await _columns(gateway, job_id, max_points, by)
 
 
-async def _columns(
-    gateway: Gateway, job_id: int, max_points: int | None, by: Literal["epoch", "step"] = "epoch"
-) -> dict[str, list[Any]]:
-    read = gateway.queries.metrics if by == "epoch" else gateway.queries.step_metrics
-    columns = await gateway.record(read, job_id)
+async def _columns(gateway: Gateway, job_id: int, max_points: int | None, by: Unit = "epoch") -> Columns:
+    points: list[Point] = []
+    page: list[Point] | None = None
+    while page is None or len(page) == queries.POINTS_AT_ONCE:
+        page = await gateway.record(gateway.queries.points, job_id, by, after=points[-1] if points else None)
+        points += page
+    return await gateway.in_thread(_fewer, points, by, max_points)
+
+
+def _fewer(points: list[Point], by: Unit, max_points: int | None) -> Columns:
+    columns = columns_of(points, by)
     return columns if max_points is None else downsample(columns, max_points)
 
 

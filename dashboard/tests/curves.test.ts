@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { comparison, differences } from '../src/compare/comparison.ts';
-import { columnsOf, csv, groups, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
+import { columnsOf, csv, groups, own, smoothed, stepColumnsOf } from '../src/curves/columns.ts';
 import { jobIds } from '../src/jobs/liveJobs.ts';
 import { job, SPEC } from './samples.ts';
 
@@ -32,6 +32,18 @@ test('live epochs stand over what the record has, and what was NaN is counted', 
     nonFinite: { train_loss: 1 },
   });
   assert.equal(csv(columns, 'epoch'), 'epoch,train_loss,val_loss\n1,0.9,\n2,0.7,\n3,,1\n');
+});
+
+test('a metric may have any name, also one that every object answers to', () => {
+  const odd = JSON.parse('{"__proto__": 1, "constructor": 2, "a,b": 3, "say \\"hi\\"": 4}') as Record<string, number>;
+  const columns = columnsOf({ epoch: [1], loss: [0.5] }, [{ epoch: 2, metrics: odd, attempt: 1 }]);
+  assert.deepEqual(Object.keys(columns.series), ['loss', ...Object.keys(odd)]);
+  assert.deepEqual(own(columns.series, '__proto__'), [null, 1]);
+  assert.deepEqual(columns.series.constructor, [null, 2]);
+  assert.equal(own(columns.nonFinite, 'constructor'), undefined);
+  assert.equal(csv(columns, 'epoch').split('\n')[0], 'epoch,loss,__proto__,constructor,"a,b","say ""hi"""');
+  const settings = differences([job(1, { spec: { ...SPEC, hyperparameters: { constructor: 1 } } }), job(2)]);
+  assert.deepEqual(settings.find((one) => one.name === 'constructor')?.values, [1, undefined]);
 });
 
 test('train and validation share a chart, loss first and the learning rate last', () => {

@@ -12,6 +12,7 @@ from epochcast.cli.live_table import repaint
 from epochcast.cli.options import JobId, Json, Token, Url, Watch, client
 from epochcast.cli.output import (
     ago,
+    console,
     duration,
     metrics_text,
     plain_lines,
@@ -61,10 +62,13 @@ def list_jobs(
         print_json(jobs)
         return
     nothing = "no jobs; submit one with: epochcast submit --recipe image-classifier"
-    print_table(JOB_COLUMNS, map(_job_row, jobs), nothing=nothing)
+    print_table(JOB_COLUMNS, map(_job_row, jobs), nothing=nothing, whole=SHORT)
 
 
 JOB_COLUMNS = ("job", "name", "status", "progress", "epoch", "loss", "owner", "created")
+SHORT = ("status", "progress", "ETA", "epoch", "created")
+# Of a terminal: so many columns take a bar, and whose a job is and since when.
+WIDE = 110
 
 
 def _job_row(job: "TrainingJob") -> list[object]:
@@ -81,16 +85,22 @@ def _job_row(job: "TrainingJob") -> list[object]:
 
 
 def _picture(jobs: "Sequence[TrainingJob]") -> "RenderableType":
-    """Live there is room for a bar, and a reason to say when a job is over."""
+    """Live there is a reason to say when a job is over, and on a wide terminal room for a bar."""
     from rich.progress_bar import ProgressBar
 
-    rows = []
+    is_wide = console().width >= WIDE
+    rows: list[list[object]] = []
     for job in jobs:
-        number, name, status, progress, *rest = _job_row(job)
+        number, name, status, progress, epoch, loss, owner, created = _job_row(job)
         eta = duration(job.eta_s) if job.eta_s is not None and job.status == "running" else ""
-        rows.append([number, name, status, ProgressBar(1.0, job.progress, width=12), progress, eta, *rest])
-    first, second, third, fourth, *others = JOB_COLUMNS
-    return table_of((first, second, third, "", fourth, "ETA", *others), rows)
+        bar = ProgressBar(1.0, job.progress, width=12)
+        if is_wide:
+            rows.append([number, name, status, bar, progress, eta, epoch, loss, owner, created])
+        else:
+            rows.append([number, name, status, progress, eta, epoch, loss])
+    wide = ("job", "name", "status", "", "progress", "ETA", "epoch", "loss", "owner", "created")
+    narrow = ("job", "name", "status", "progress", "ETA", "epoch", "loss")
+    return table_of(wide if is_wide else narrow, rows, whole=SHORT)
 
 
 def _check_status(status: str | None) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -54,24 +54,30 @@ def print_json(value: Any) -> None:
     print(orjson.dumps(value, default=content).decode())
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, nothing: str) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, nothing: str, whole: Container[str] = ()
+) -> None:
     """A table; `nothing`: what to say when there are no rows."""
     found = [list(row) for row in rows]
     if found:
-        _print(table_of(columns, found))
+        _print(table_of(columns, found, whole=whole))
     else:
         print(nothing)
 
 
-def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "RenderableType":
-    """The rows below the columns' names; numbers stand right."""
+def table_of(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Container[str] = ()
+) -> "RenderableType":
+    """The rows below the columns' names; numbers stand right. `whole`: columns that are not folded for want of room."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     found = list(rows)
     for number, name in enumerate(columns):
         is_number = all(isinstance(row[number], int | float) or row[number] is None for row in found)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+        table.add_column(
+            name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number or name in whole
+        )
     for row in found:
         table.add_row(*(shown(cell) for cell in row))
     return table
@@ -129,7 +135,8 @@ def typed(values: dict[str, Any]) -> str:
 
 def ago(moment: datetime) -> str:
     """`12 s ago`, `3 h ago`: coarse, as in a list."""
-    return f"{duration((datetime.now(UTC) - moment).total_seconds())} ago"
+    number, unit, *_ = duration((datetime.now(UTC) - moment).total_seconds()).split()
+    return f"{number} {unit} ago"
 
 
 def duration(seconds: float) -> str:

@@ -43,6 +43,24 @@ def test_list_watch_repaints_the_table_in_place_until_ctrl_c() -> None:
     assert all("status=running" in call.path for call in server.calls)
 
 
+def test_on_a_small_terminal_a_table_folds_names_and_never_a_word_or_a_number() -> None:
+    long = job(
+        "succeeded", name=30 * "n", current_epoch=100_000, total_epochs=100_000, created_at="2025-01-01T00:00:00Z"
+    )
+    body = {"items": [job(eta_s=338), long], "next_cursor": None}
+    with serving(lambda _: Answer(200, body)) as server:
+        with command("list", "--watch", "--url", server.url, columns=80) as terminal:
+            terminal.until("100000/100000")
+            terminal.press("\x03")
+            terminal.ended()
+        for part in ("progress", "running", "succeeded", "5 min 38 s", 10 * "n"):
+            assert part in terminal.text
+        with command("list", "--url", server.url, columns=80) as listing:
+            assert listing.ended() == 0
+        for part in ("running", "succeeded", "100000/100000", " d ago"):
+            assert part in listing.text
+
+
 def test_hosts_watch_waits_for_a_server_that_is_away_and_says_so() -> None:
     answers = iter([Answer(200, {"items": [HOST]})] + 9 * [Answer(cut_after=0)])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import WebSocketRoute, expect
+from playwright.sync_api import Locator, WebSocketRoute, expect
 from websockets.sync.client import connect
 
 import epochcast
@@ -134,6 +134,18 @@ def test_a_network_that_goes_and_comes_back_leaves_no_hole_in_the_curve(
         # Each epoch is a column of its own: as many as the last one's number, if there is no hole.
         finished(client, job_id)
         dashboard.shows(epoch_of(client, job_id))
+
+
+def test_a_call_that_nobody_answered_is_made_again(dashboard: Dashboard, client: httpx2.Client) -> None:
+    job_id = submit(client, total_epochs=2)
+    finished(client, job_id)
+    page = dashboard.page
+    page.route("**/api/v1/training-jobs/*/attempts", lambda route: route.abort(), times=1)
+    dashboard.go(f"/jobs/{job_id}")
+    trouble = page.get_by_text("the gateway does not answer")
+    expect(trouble).to_be_visible()
+    expect(page.get_by_role("region", name="Attempts")).to_contain_text("succeeded")
+    expect(trouble).to_have_count(0)
 
 
 def test_a_connection_that_is_dead_without_a_word_is_found_out_and_replaced(
@@ -264,20 +276,28 @@ def test_curves_can_be_zoomed_without_a_mouse(dashboard: Dashboard, client: http
     curves = page.get_by_role("region", name="Curves")
     chart = curves.get_by_role("img").first
     whole = chart.screenshot()
+    plain = border(page.get_by_label("Search the log"))
+    assert border(curves.get_by_label("To epoch")) == plain
     curves.get_by_label("From epoch").focus()
     page.keyboard.type("3")
     page.keyboard.press("Tab")
     page.keyboard.type("2")
     expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "true")
+    assert border(curves.get_by_label("To epoch")) != plain
     page.keyboard.press("Backspace")
     page.keyboard.type("5")
     expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "false")
     zoomed = chart.screenshot()
     assert zoomed != whole
     curves.get_by_role("button", name="Reset zoom").press("Enter")
+    expect(curves.get_by_role("group", name="Which epochs")).to_be_focused()
     expect(curves.get_by_label("From epoch")).to_have_value("")
     expect(curves.get_by_label("To epoch")).to_have_value("")
     wait_until(lambda: chart.screenshot() == whole, "the whole curve again", timeout_s=20)
+
+
+def border(field: Locator) -> str:
+    return str(field.evaluate("field => getComputedStyle(field).borderColor"))
 
 
 BELOW_ZERO = """

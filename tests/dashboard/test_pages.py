@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Route, expect
 
+import epochcast
 from tests.dashboard.conftest import NewContext
 from tests.dashboard.driving import Dashboard, finished, submit, violations
 from tests.platform import CHECKOUT, Platform
@@ -66,6 +67,30 @@ def test_a_job_that_is_not_there_does_not_keep_the_others_from_being_compared(
     assert unquote(page.url).endswith(f"/compare?jobs={two_jobs[0]},{two_jobs[1]}")
     dashboard.go("/compare?jobs=" + ",".join(map(str, range(900_000, 900_010))))
     expect(page.get_by_text("these are the first of 10")).to_be_visible()
+
+
+ODD_NAMES = """
+import epochcast
+
+run = epochcast.init()
+for epoch in run.epochs():
+    run.report(epoch=epoch, train_loss=1 / epoch, constructor=2.5)
+"""
+
+
+def test_a_metric_may_have_a_name_that_every_object_of_javascript_answers_to(
+    dashboard: Dashboard, running: Platform, two_jobs: tuple[int, int], tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(ODD_NAMES)
+    with epochcast.Client(running.url, running.token) as client:
+        odd = client.submit(tmp_path / "train.py", total_epochs=2).job_id
+    dashboard.go(f"/jobs/{odd}")
+    dashboard.shows(2)
+    charts = dashboard.page.get_by_role("region", name="Curves")
+    expect(charts.get_by_role("img", name="constructor over 2 epochs")).to_be_visible()
+    expect(charts).not_to_contain_text("NaN")
+    dashboard.go(f"/compare?jobs={two_jobs[0]},{odd}")
+    expect(dashboard.page.get_by_role("row", name=re.compile("last constructor .* 2.5"))).to_be_visible()
 
 
 def test_compared_curves_of_a_job_with_quick_epochs_go_on(dashboard: Dashboard, client: httpx2.Client) -> None:
@@ -203,6 +228,7 @@ def test_older_models_are_read_once_however_often_one_clicks(dashboard: Dashboar
 
 
 PAGES = ("/", "/submit", "/fleet", "/models", "/compare", "/jobs/{job}", "/models/{model}", "/compare?jobs={job}")
+NOT_THERE = ("/jobs/999999", "/models/999999", "/submit?like=999999", "/compare?jobs=999999")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -212,11 +238,15 @@ def test_axe_finds_nothing_on_any_page(
     page = new_context(color_scheme=scheme).new_page()
     dashboard = Dashboard.open(page, running.url, running.token)
     model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
-    for path in PAGES:
+    for path in (*PAGES, *NOT_THERE):
         dashboard.go(path.format(job=two_jobs[0], model=model))
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_load_state("networkidle")
         assert violations(page) == [], path
+        for summary in page.locator("summary").all():
+            if not summary.evaluate("summary => summary.parentElement.open"):
+                summary.click()
+        assert violations(page) == [], f"{path}, all of it unfolded"
 
 
 def test_every_page_fits_a_phone(
@@ -227,7 +257,7 @@ def test_every_page_fits_a_phone(
     model = client.get(f"/training-jobs/{two_jobs[0]}").json()["model_id"]
     long = submit(client, name=200 * "W", total_epochs=1)
     finished(client, long)
-    for path in (*PAGES, f"/jobs/{long}", f"/compare?jobs={{job}},{long}"):
+    for path in (*PAGES, f"/jobs/{long}", f"/compare?jobs={long},{two_jobs[1]},{{job}}"):
         dashboard.go(path.format(job=two_jobs[0], model=model))
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_load_state("networkidle")

@@ -94,7 +94,7 @@ function pageOf(route: Route): ReactNode {
       return <ModelPage modelId={route.id} />;
     case 'nowhere':
       return (
-        <Notice title="There is no such page">
+        <Notice isPage title="There is no such page">
           The address is wrong. <Link href="/">All jobs</Link>
         </Notice>
       );
@@ -113,7 +113,7 @@ class Barrier extends Component<{ children: ReactNode }, { error: Error | null }
     const { error } = this.state;
     if (!error) return this.props.children;
     return (
-      <Notice kind="bad" title="This page could not be shown">
+      <Notice isPage kind="bad" title="This page could not be shown">
         {error.message}{' '}
         <button type="button" onClick={() => location.reload()}>
           Load it again

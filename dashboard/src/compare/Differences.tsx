@@ -2,6 +2,7 @@
 
 import { useState } from 'react';
 import { Link } from '../app/router.tsx';
+import { own } from '../curves/columns.ts';
 import type { Job } from '../rest/types.ts';
 import { duration, number, shown } from '../ui/format.ts';
 import type { Compared } from './comparison.ts';
@@ -70,7 +71,7 @@ export function Differences({ compared }: { compared: readonly Compared[] }) {
 }
 
 function Results({ name, compared }: { name: string; compared: readonly Compared[] }) {
-  const lasts = compared.map(({ history }) => history[name]?.findLast((value) => value !== null) ?? null);
+  const lasts = compared.map(({ history }) => own(history, name)?.findLast((value) => value !== null) ?? null);
   const best = bestOf(name, lasts);
   return (
     <tr>

@@ -1,6 +1,7 @@
 /** Several jobs put side by side. Pure. */
 
 import type { Curve } from '../curves/Chart.tsx';
+import { own } from '../curves/columns.ts';
 import type { History, Job } from '../rest/types.ts';
 
 export interface Compared {
@@ -22,7 +23,7 @@ export function comparison(compared: readonly Compared[]): {
   const charts = names.sort(byInterest).map((title) => ({
     title,
     curves: compared.flatMap(({ job, history }, at): Curve[] => {
-      const column = history[title];
+      const column = own(history, title);
       if (!column) return [];
       const byEpoch = new Map((history.epoch ?? []).map((epoch, place) => [epoch, column[place] ?? null]));
       return [{ label: `#${job.job_id}`, values: x.map((epoch) => byEpoch.get(epoch) ?? null), colour: at }];
@@ -48,7 +49,7 @@ export function differences(jobs: readonly Job[]): readonly Difference[] {
   const settings = jobs.map(settingsOf);
   const names = [...new Set(settings.flatMap(Object.keys))];
   const all = names.map((name) => {
-    const values = settings.map((one) => one[name]);
+    const values = settings.map((one) => own(one, name));
     return { name, values, differs: new Set(values.map((value) => JSON.stringify(value))).size > 1 };
   });
   return [...all.filter((one) => one.differs), ...all.filter((one) => !one.differs)];

@@ -4,7 +4,7 @@ import { useId, useMemo, useState } from 'react';
 import { save } from '../rest/Rest.ts';
 import { Chart, type Curve, type Mark, type Unit } from './Chart.tsx';
 import { placeOf } from './colours.ts';
-import { type Columns, csv, groups } from './columns.ts';
+import { type Columns, csv, groups, own } from './columns.ts';
 import { DataTable } from './DataTable.tsx';
 import { ViewControls, WHOLE } from './ViewControls.tsx';
 
@@ -74,7 +74,7 @@ export function Curves({ title, unit, columns, marks, name }: CurvesProps) {
 }
 
 function curveOf(columns: Columns, name: string, at: number): Curve {
-  const bad = columns.nonFinite[name];
+  const bad = own(columns.nonFinite, name);
   return {
     label: name,
     values: columns.series[name]!,

@@ -1,12 +1,18 @@
 /** What can be turned on all charts of a page at once. */
 
-import { useState } from 'react';
+import { useRef, useState } from 'react';
 import type { Unit, View } from './Chart.tsx';
 
 export const WHOLE: View = { isLog: false, smoothing: 0, range: [null, null] };
 
 export function ViewControls({ view, unit, onView }: { view: View; unit: Unit; onView: (view: View) => void }) {
   const [from, to] = view.range;
+  const bounds = useRef<HTMLSpanElement>(null);
+  const reset = () => {
+    // The button goes; who came to it by keyboard stays here. Not into a field, for which a phone shows its keys.
+    bounds.current?.focus();
+    onView({ ...view, range: WHOLE.range });
+  };
   return (
     <div className="view-controls">
       <label className="check">
@@ -29,7 +35,7 @@ export function ViewControls({ view, unit, onView }: { view: View; unit: Unit; o
         />
         <output className="num">{view.smoothing.toFixed(2)}</output>
       </label>
-      <span className="bounds" role="group" aria-label={`Which ${unit}s`}>
+      <span ref={bounds} className="bounds" role="group" tabIndex={-1} aria-label={`Which ${unit}s`}>
         <Bound
           label={`From ${unit}`}
           placeholder="first"
@@ -47,7 +53,7 @@ export function ViewControls({ view, unit, onView }: { view: View; unit: Unit; o
         />
       </span>
       {(from !== null || to !== null) && (
-        <button type="button" className="quiet" onClick={() => onView({ ...view, range: WHOLE.range })}>
+        <button type="button" className="quiet" onClick={reset}>
           Reset zoom
         </button>
       )}

@@ -25,15 +25,18 @@ export function columnsOf(history: History | null, live: readonly Epoch[]): Colu
     for (const name of Object.keys(reported)) names.add(name);
   }
   const x = [...rows.keys()].sort((a, b) => a - b);
-  const series: Record<string, (number | null)[]> = {};
-  const nonFinite: Record<string, number> = {};
-  for (const name of names) {
-    const values = x.map((epoch) => rows.get(epoch)![name]);
-    series[name] = values.map((value) => value ?? null);
-    const bad = values.filter((value) => value === null).length;
-    if (bad > 0) nonFinite[name] = bad;
-  }
-  return { x, series, nonFinite };
+  const columns = [...names].map((name) => [name, x.map((epoch) => own(rows.get(epoch)!, name))] as const);
+  const bad = columns.map(([name, values]) => [name, values.filter((value) => value === null).length] as const);
+  return {
+    x,
+    series: Object.fromEntries(columns.map(([name, values]) => [name, values.map((value) => value ?? null)])),
+    nonFinite: Object.fromEntries(bad.filter(([, count]) => count > 0)),
+  };
+}
+
+/** The value under a name that a script has chosen, be it `constructor`: every object answers to that one. */
+export function own<Value>(named: Readonly<Record<string, Value>>, name: string): Value | undefined {
+  return Object.hasOwn(named, name) ? named[name] : undefined;
 }
 
 export interface StepColumns extends Columns {
@@ -92,5 +95,10 @@ export function smoothed(values: readonly (number | null)[], weight: number): re
 export function csv({ x, series }: Columns, unit: string): string {
   const names = Object.keys(series);
   const lines = x.map((place, at) => [place, ...names.map((name) => series[name]![at] ?? '')].join(','));
-  return [[unit, ...names].join(','), ...lines].join('\n') + '\n';
+  return [[unit, ...names.map(cell)].join(','), ...lines].join('\n') + '\n';
+}
+
+/** Quoted where it has to be (RFC 4180). */
+function cell(text: string): string {
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -53,13 +53,13 @@ export function ErrorPanel({ error }: { error: JobError }) {
       {error.detail && (
         <details>
           <summary>Detail</summary>
-          <pre>{error.detail}</pre>
+          <pre tabIndex={0}>{error.detail}</pre>
         </details>
       )}
       {error.traceback && (
         <details open={error.type === 'user_error'}>
           <summary>Traceback</summary>
-          <pre>{error.traceback}</pre>
+          <pre tabIndex={0}>{error.traceback}</pre>
         </details>
       )}
     </section>

@@ -7,6 +7,7 @@ import type { Job } from '../rest/types.ts';
 import { useAnswer } from '../rest/useAnswer.ts';
 import { cursorBefore } from '../stream/index.ts';
 import { Notice } from '../ui/Notice.tsx';
+import { useTitle } from '../ui/useTitle.ts';
 import { LiveJob } from './LiveJob.tsx';
 import '../styles/job.css';
 
@@ -16,6 +17,7 @@ const EARLIER = 2_000;
 export default function JobPage({ jobId }: { jobId: number }) {
   const { rest } = usePlatform();
   const first = useAnswer(`job ${jobId}`, (signal) => rest.get<Job>(`/training-jobs/${jobId}`, signal));
+  useTitle(`Job ${jobId}`);
   if (first.data) {
     const { generation, last_event_id: newest } = first.data;
     return (
@@ -29,14 +31,14 @@ export default function JobPage({ jobId }: { jobId: number }) {
   }
   if (first.error instanceof Problem && first.error.status === 404) {
     return (
-      <Notice title={`There is no job ${jobId}`}>
+      <Notice isPage title={`There is no job ${jobId}`}>
         Or it is somebody else's. <Link href="/">All jobs</Link>
       </Notice>
     );
   }
   if (first.error) {
     return (
-      <Notice kind="bad" title="The job can't be read">
+      <Notice isPage kind="bad" title="The job can't be read">
         {first.error.message}{' '}
         <button type="button" onClick={first.reload}>
           Try again

@@ -39,7 +39,7 @@ export function SpecPanel({ job }: { job: Job }) {
       <Facts facts={facts} />
       <details>
         <summary>All of it as JSON</summary>
-        <pre>{JSON.stringify(spec, null, 2)}</pre>
+        <pre tabIndex={0}>{JSON.stringify(spec, null, 2)}</pre>
       </details>
     </section>
   );

@@ -20,7 +20,7 @@ export default function ModelPage({ modelId }: { modelId: number }) {
   useTitle(`Model ${modelId}`);
   if (error && !model)
     return (
-      <Notice kind="bad" title={`Model ${modelId} can't be shown`}>
+      <Notice isPage kind="bad" title={`Model ${modelId} can't be shown`}>
         {error.message} <Link href="/models">All models</Link>
       </Notice>
     );

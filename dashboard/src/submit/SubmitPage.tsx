@@ -27,7 +27,7 @@ export default function SubmitPage() {
   }));
   if (error && !data)
     return (
-      <Notice kind="bad" title="The recipes can't be read">
+      <Notice isPage kind="bad" title="The form can't be filled in">
         {error.message}
       </Notice>
     );

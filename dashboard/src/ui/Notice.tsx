@@ -2,10 +2,19 @@
 
 import type { ReactNode } from 'react';
 
-export function Notice(props: { title: string; kind?: 'plain' | 'bad'; children?: ReactNode }) {
+interface NoticeProps {
+  readonly title: string;
+  readonly kind?: 'plain' | 'bad';
+  /** Whether it is all that the page has, and so its title. */
+  readonly isPage?: boolean;
+  readonly children?: ReactNode;
+}
+
+export function Notice(props: NoticeProps) {
+  const Heading = props.isPage ? 'h1' : 'h2';
   return (
     <div className={`notice ${props.kind ?? 'plain'}`} role={props.kind === 'bad' ? 'alert' : undefined}>
-      <h2>{props.title}</h2>
+      <Heading>{props.title}</Heading>
       {props.children && <div>{props.children}</div>}
     </div>
   );

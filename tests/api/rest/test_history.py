@@ -16,6 +16,7 @@ from epochcast.jobs import Status
 from shared.attempt import MetricPoint
 from shared.database import Database
 from shared.event_log import log_key
+from shared.queries import Point, Queries
 from shared.rows import moment, progress_message
 from tests.api.rest.served import Served, problem
 from tests.api.training import Training
@@ -174,6 +175,29 @@ def test_metrics_come_by_column_for_one_job_and_for_several(alice: httpx2.Client
     assert steps == {"epoch": [1], "step": [10], "grad_norm": [0.5]}
     problem(alice.get(f"{JOBS}/metrics"), 422, "invalid")
     problem(alice.get(f"{JOBS}/metrics?job_id=x"), 422, "invalid")
+
+
+def test_a_history_of_any_length_is_read_in_parts_that_sql_answers_in_time(
+    alice: httpx2.Client, run: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.start()
+    points = [MetricPoint(epoch, None, {"loss": 1 / epoch}, 0.0) for epoch in range(1, 21)]
+    points += [MetricPoint(epoch, step, {"lr": step / 10}, 0.0) for epoch in range(1, 8) for step in range(3)]
+    run.record.record(None, points, None)
+    address = f"{JOBS}/{run.job_id}/metrics"
+    whole = [alice.get(f"{address}?by={by}").json() for by in ("epoch", "step")]
+    read: list[int] = []
+    points_of = Queries.points
+
+    def counted(queries: Queries, *args: Any, **kwargs: Any) -> list[Point]:
+        page = points_of(queries, *args, **kwargs, limit=10)
+        read.append(len(page))
+        return page
+
+    monkeypatch.setattr("shared.queries.POINTS_AT_ONCE", 10)
+    monkeypatch.setattr(Queries, "points", counted)
+    assert [alice.get(f"{address}?by={by}").json() for by in ("epoch", "step")] == whole
+    assert read == [10, 10, 0, 10, 10, 1]
 
 
 def test_attempts_say_where_and_why(alice: httpx2.Client, run: Training) -> None:
