@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import redis
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import epochcast
@@ -68,6 +69,14 @@ def create_app(settings: Settings, limits: Limits | None = None, static: Path = 
     app.include_router(asyncapi.router, prefix=API)
     app.include_router(health.router)
     app.include_router(page.router_for(static))
+
+    async def lost(request: Request, exception: Exception) -> Response:
+        """The page says in its own words that there is no such page."""
+        if page.is_visit(request):
+            return page.document_of(static, 404)
+        return problems.problem_of(request, exception).response()
+
+    app.add_exception_handler(404, lost)
     _install_middleware(app, settings)
     return app
 

@@ -30,15 +30,29 @@ _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 AssetName = Annotated[str, fastapi.Path(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 
 
+def document_of(static: Path, status: int = 200) -> Response:
+    """The one document of all pages; the path is its router's business."""
+    index = static / "index.html"
+    if not index.is_file():
+        return HTMLResponse(_NOT_BUILT, status, _DOCUMENT)
+    return FileResponse(index, status, _DOCUMENT)
+
+
+def is_visit(request: Request) -> bool:
+    """Whether somebody has typed or followed an address that is no call of the API's."""
+    return (
+        request.method == "GET"
+        and not request.url.path.startswith(("/api/", "/assets/"))
+        and "text/html" in request.headers.get("accept", "")
+    )
+
+
 def router_for(static: Path) -> APIRouter:
     """Routes of the files in `static`, which may be built later: they are looked for at each request."""
     router = APIRouter(include_in_schema=False)
 
     async def document() -> Response:
-        index = static / "index.html"
-        if not index.is_file():
-            return HTMLResponse(_NOT_BUILT, headers=_DOCUMENT)
-        return FileResponse(index, headers=_DOCUMENT)
+        return document_of(static)
 
     for path in PAGES:
         router.add_api_route(path, document)

@@ -24,7 +24,7 @@ class Member(_Answer):
 
 
 class Attempt(_Answer):
-    """One run of a job. `outcome` is None while it goes on; `resumed_epoch` is the checkpoint's that it began with."""
+    """One run of a job. `outcome` is None while it goes on; `resumed_epoch`: of the checkpoint it has loaded."""
 
     number: int
     generation: int = 0

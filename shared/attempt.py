@@ -52,6 +52,8 @@ class ProgressState:
     eta_s: float | None
     total_epochs: int | None = None
     """If the script said how many it trains."""
+    resumed_epoch: int | None = None
+    """The checkpoint's that the script has loaded, if it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class AttemptRecord:
         self._archive_limit_bytes = archive_limit_bytes
         self._checkpoints_kept = checkpoints_kept
         self._archived_bytes: int | None = None
+        self._told_resumed: int | None = None
 
     def heartbeat(self, lease_s: float) -> Heartbeat:
         """Renews the lease from the database's clock."""
@@ -129,6 +132,18 @@ class AttemptRecord:
                 self._archive(connection, chunk, now)
             connection.execute(jobs.update().where(self._fence.condition).values(**values))
             self._store_points(connection, points)
+            self._tell_resumed(connection, state)
+        self._told_resumed = state.resumed_epoch if state is not None else self._told_resumed
+
+    def _tell_resumed(self, connection: sa.Connection, state: ProgressState | None) -> None:
+        """Which checkpoint the attempt goes on from: what it was offered need not be what it has loaded."""
+        if state is None or state.resumed_epoch == self._told_resumed:
+            return
+        connection.execute(
+            attempts.update()
+            .where(attempts.c.job_id == self._fence.job_id, attempts.c.generation == self._fence.generation)
+            .values(resumed_epoch=state.resumed_epoch)
+        )
 
     def _archive(self, connection: sa.Connection, chunk: Chunk, now: float) -> None:
         store_chunk(connection, self._fence.job_id, self._fence.generation, chunk, now)
@@ -252,6 +267,7 @@ class AttemptRecord:
                     "metrics": state.metrics,
                 }
                 values |= _told_total(state)
+            self._tell_resumed(connection, state)
             row = apply(connection, self._fence, values, now, event=make_event, seq=seq, prev=prev)
             if row is None:
                 raise LeaseLost(f"job {self._fence.job_id} generation {self._fence.generation}")

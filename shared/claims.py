@@ -128,7 +128,6 @@ def claim(
                 pid_namespace=identity.pid_namespace,
                 supervisor_pid=identity.pid,
                 supervisor_started=identity.started,
-                resumed_epoch=checkpoints[0].epoch if checkpoints else None,
             )
         )
         job = training_job(new, hosts_of(connection, [job_id]).get(job_id, []))

@@ -167,6 +167,7 @@ class Conversation:
     def _take_resumed(self, resumed: Resumed) -> None:
         for complaint in resumed.unreadable:
             self._narrator.log("WARNING", f"checkpoint skipped: {complaint}")
+        self._narrator.state.resumed = resumed.epoch, resumed.step
         if resumed.epoch is not None:
             self._narrator.state.resume_at(resumed.epoch)
             self._narrator.log("INFO", f"resumed after epoch {resumed.epoch}")

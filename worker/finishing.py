@@ -99,14 +99,15 @@ class Finisher:
 
     def _lineage(self) -> dict[str, object]:
         """Where a model comes from: enough to train it again."""
-        job = self._claim.job
+        job, resumed = self._claim.job, self._state.resumed
+        loaded = (one.artifact_id for one in self._claim.checkpoints if (one.epoch, one.step) == resumed)
         return {
             "spec": job.spec.model_dump(mode="json"),
             "recipe": job.spec.recipe,
             "bundle": job.spec.bundle,
             "attempt": job.attempt,
             "host": self._settings.host_name,
-            "resumed_from_checkpoint": self._claim.checkpoints[0].artifact_id if self._claim.checkpoints else None,
+            "resumed_from_checkpoint": next(loaded, None),
             "torch": _torch_version(),
         }
 

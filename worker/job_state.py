@@ -33,6 +33,8 @@ class JobState:
         self._open_non_finite: list[str] = []
         self._emitted_epoch: int | None = None
         self._told_total: int | None = None
+        self.resumed: tuple[int | None, int | None] | None = None
+        """Epoch and step of the checkpoint that was loaded."""
 
     @property
     def has_open_epoch(self) -> bool:
@@ -154,7 +156,13 @@ class JobState:
         """What SQL keeps of it."""
         job = self.job
         return ProgressState(
-            job.current_epoch, job.progress, job.current_loss, job.metrics, job.eta_s, self._told_total
+            current_epoch=job.current_epoch,
+            progress=job.progress,
+            current_loss=job.current_loss,
+            metrics=job.metrics,
+            eta_s=job.eta_s,
+            total_epochs=self._told_total,
+            resumed_epoch=self.resumed[0] if self.resumed is not None else None,
         )
 
 

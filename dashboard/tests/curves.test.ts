@@ -81,5 +81,5 @@ test('compared jobs share one axis, and what differs stands first', () => {
   );
   const [first, second] = differences([one.job, other.job]);
   assert.deepEqual([first!.name, first!.values, first!.differs, second!.differs], ['lr', [0.01, 0.02], true, false]);
-  assert.deepEqual(jobIds('1, #2 2 x 0'), [1, 2]);
+  assert.deepEqual(jobIds('1, #2 2 x 0 -3'), [1, 2]);
 });

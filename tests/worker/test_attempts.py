@@ -317,3 +317,28 @@ def test_bad_data_is_one_line_for_the_user_and_no_traceback_of_ours(host: Host, 
     [log] = [message for message in host.messages(job.job_id) if isinstance(message, Log)]
     assert log.level == "ERROR"
     assert "nowhere" in log.message
+
+
+def test_an_attempt_says_which_checkpoint_it_has_loaded_and_not_which_it_was_offered(host: Host) -> None:
+    script = """
+        import torch
+        import epochcast
+        run = epochcast.init()
+        {begin}
+        for epoch in range(1, 4):
+            run.report(epoch=epoch, loss=1.0)
+            run.checkpoint(epoch=epoch)
+            if {fails} and epoch == 2:
+                raise RuntimeError("half way")
+        run.save_model(torch.nn.Linear(1, 1))
+    """
+    job_id = host.submit(total_epochs=3)
+    host.wait_ended(host.attempt(job_id, script.format(begin="", fails=True)))
+    for begin, fails in (("", True), ("run.load()", False)):
+        newest = [row["id"] for row in host.queries.artifacts(job_id) if row["kind"] == "checkpoint"][-1]
+        host.store.restart(job_id)
+        host.wait_placed(job_id)
+        host.wait_ended(host.attempt(job_id, script.format(begin=begin, fails=fails)))
+    assert [row["resumed_epoch"] for row in host.queries.attempts(job_id)] == [None, None, 2]
+    ((model,), _) = host.queries.models(None)
+    assert model["lineage"]["resumed_from_checkpoint"] == newest

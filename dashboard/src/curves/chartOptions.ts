@@ -31,7 +31,7 @@ export function options(wish: Wish): uPlot.Options {
   return {
     width: wish.width,
     height: HEIGHT,
-    padding: [10, 12, 0, 0],
+    padding: [10, 24, 0, 0],
     legend: { show: false },
     cursor: { drag: { x: true, y: false }, points: { size: 6 }, sync: { key: wish.unit } },
     scales: { x: { time: false }, y: wish.isLog ? { distr: 3 } : {} },

@@ -24,8 +24,8 @@ import { Standing } from './Standing.tsx';
 
 /** The place in the queue changes without an event. */
 const QUEUED_AGAIN_MS = 5_000;
-/** So do metrics by step. */
-const STEPS_AGAIN_MS = 5_000;
+/** So do metrics by step, and which checkpoint an attempt has loaded. */
+const RUNNING_AGAIN_MS = 5_000;
 
 interface LiveJobProps {
   readonly first: Job;
@@ -57,10 +57,12 @@ export function LiveJob({ first, after, onAgain }: LiveJobProps) {
   const steps = useAnswer(
     `steps ${turn}`,
     (signal) => rest.get<History>(`/training-jobs/${jobId}/metrics?by=step&max_points=2000`, signal),
-    status === 'running' ? STEPS_AGAIN_MS : 0,
+    status === 'running' ? RUNNING_AGAIN_MS : 0,
   );
-  const attempts = useAnswer(`attempts ${turn}`, (signal) =>
-    rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal),
+  const attempts = useAnswer(
+    `attempts ${turn}`,
+    (signal) => rest.get<Items<Attempt>>(`/training-jobs/${jobId}/attempts`, signal),
+    status === 'running' ? RUNNING_AGAIN_MS : 0,
   );
   const known = useLast(history.data, null);
   const knownSteps = useLast(steps.data, null);

@@ -5,7 +5,7 @@ import { compareIds, type FleetState, isTerminal, type JobMessage, type Status }
 
 /** The numbers in `1,2 #3`, each once. */
 export function jobIds(text: string): readonly number[] {
-  return [...new Set((text.match(/\d+/g) ?? []).map(Number).filter((id) => id > 0))];
+  return [...new Set((text.match(/(?<![-.\d])\d+/g) ?? []).map(Number).filter((id) => id > 0))];
 }
 
 /** The job with what a newer message says of it. */

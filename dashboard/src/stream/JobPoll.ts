@@ -7,6 +7,8 @@ import { isTerminal, type Message, type Status } from './messages.ts';
 /** A job that changes all the time is asked for this often; otherwise the gateway answers at the next change. */
 const PACE_MS = 1_000;
 const LONG_POLL_S = 20;
+/** A tab that nobody looks at keeps no call open: a browser has only six to one gateway. */
+const HIDDEN_PACE_MS = 5_000;
 const AFTER_ERROR_MS = 3_000;
 
 const MOST = 1_000;
@@ -65,7 +67,8 @@ export class JobPoll {
       if (!signal.aborted) onMessage(messageOf(job));
       return 0;
     }
-    const wait = this.isCaughtUp ? LONG_POLL_S : 0;
+    const isHidden = globalThis.document?.hidden ?? false;
+    const wait = this.isCaughtUp && !isHidden ? LONG_POLL_S : 0;
     const page = await get<Events>(`/training-jobs/${jobId}/events?after=${from}&limit=${MOST}&wait=${wait}`, signal);
     if (page.resync) {
       const id = page.items.length > 0 ? from : page.next_after;
@@ -76,7 +79,8 @@ export class JobPoll {
     page.items.forEach(onMessage);
     this.isCaughtUp = page.items.length < MOST;
     if (page.items.length === 0 && !page.resync) await this.endIfOver();
-    return this.isCaughtUp ? PACE_MS : 0;
+    if (!this.isCaughtUp) return 0;
+    return isHidden ? HIDDEN_PACE_MS : PACE_MS;
   }
 
   /** Nothing new came: the job may have ended, and then nothing will. */

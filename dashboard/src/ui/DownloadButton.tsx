@@ -1,6 +1,7 @@
-/** A button that downloads a file, says how far it is, and leaves off when it is pressed again. */
+/** A button that downloads a file, says how far it is, and leaves off when it is pressed again. On another page the
+ * download goes on. */
 
-import { type ReactNode, useEffect, useRef, useState } from 'react';
+import { type ReactNode, useRef, useState } from 'react';
 import { usePlatform } from '../app/platform.tsx';
 import { percent } from './format.ts';
 
@@ -20,7 +21,6 @@ export function DownloadButton({ path, name, className, label, onError, children
   const { rest } = usePlatform();
   const [part, setPart] = useState<number | null>(null);
   const running = useRef<AbortController | null>(null);
-  useEffect(() => () => running.current?.abort(), []);
 
   const start = () => {
     const controller = new AbortController();

@@ -53,6 +53,23 @@ def test_pages_are_those_that_the_dashboards_router_knows() -> None:
     assert names == set(re.findall(r"first === '(\w+)'", ROUTER.read_text()))
 
 
+def test_an_address_that_is_no_page_shows_a_visitor_the_dashboard_and_a_program_the_problem(
+    built: Path, sqlite_settings: Settings
+) -> None:
+    visit = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    with served_from(built, sqlite_settings) as served:
+        client = served.client()
+        for path in ("/nonsense", "/jobs/8/", "/jobs/8/log", "/.git/config"):
+            response = client.get(path, headers=visit)
+            assert response.status_code == 404, path
+            assert "<title>built" in response.text
+            assert response.headers["cache-control"] == "no-cache"
+            problem(client.get(path), 404, "not_found")
+            problem(client.post(path, headers=visit), 404, "not_found")
+        for path in ("/api/v1/nonsense", "/api/v1/training-jobs/999", "/assets/gone-1.js"):
+            problem(client.get(path, headers=visit), 404, "not_found")
+
+
 def test_an_asset_is_kept_for_long_and_comes_compressed_where_that_is_taken(
     built: Path, sqlite_settings: Settings
 ) -> None:
