@@ -30,6 +30,7 @@ class Training:
         spec = TrainingJobSpec(recipe="image-classifier", total_epochs=epochs, name="test")
         job, _ = self.store.create(spec, owner)
         self.owner = owner
+        self.epochs = epochs
         self.job_id = job.job_id
         self.last = BEFORE_ALL
         self.epoch = 0
@@ -108,7 +109,7 @@ class Training:
 
     def archive(self) -> None:
         """Writes what was shipped to SQL, as a worker does once a second."""
-        state = ProgressState(self.epoch, self.epoch / 1000, 0.5, {"train_loss": 0.5}, 1.0)
+        state = ProgressState(self.epoch, self.epoch / self.epochs, 0.5, {"train_loss": 0.5}, 1.0)
         new, self._archived = self.shipped[self._archived :], len(self.shipped)
         self.record.record(state, [], chunk_of(new) if new else None)
 
@@ -154,9 +155,9 @@ class Training:
             "id": str(identifier),
             "job_id": self.job_id,
             "status": Status.RUNNING,
-            "progress": self.epoch / 1000,
+            "progress": self.epoch / self.epochs,
             "current_epoch": self.epoch,
-            "total_epochs": 1000,
+            "total_epochs": self.epochs,
             "timestamp": time.time(),
         }
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import httpx2
@@ -12,6 +13,7 @@ from websockets.sync.client import connect
 
 import epochcast
 from epochcast.jobs import GpuMemory, JobError, Status
+from shared.attempt import MetricPoint
 from shared.database import Database
 from shared.settings import Settings
 from tests.api.rest.served import Served
@@ -207,7 +209,7 @@ def test_the_11th_viewer_of_a_job_sees_it_move_and_goes_live_when_one_leaves(
         expect(page.get_by_text("All places on this job's live stream are taken")).to_be_visible()
         assert violations(page) == []
         training.report(2)
-        expect(page.get_by_text("epoch 5 of 1000")).to_be_visible()
+        expect(page.get_by_text("epoch 5 of 10")).to_be_visible()
         dashboard.shows(5)
         ten[0].close()
         expect(page.locator("main [data-phase='live']")).to_be_visible()
@@ -265,6 +267,40 @@ def test_while_a_long_past_is_told_again_the_page_stays_in_the_present(
         assert set(page.evaluate("[...window.shown]")) - {None} == {"8 %", "9 %"}
     training.close()
     database.close()
+
+
+def test_a_page_that_stays_open_keeps_its_size_and_no_epoch_is_missing_from_the_curve(
+    sqlite_settings: Settings, new_context: NewContext, tmp_path: Path
+) -> None:
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    training = Training(database, sqlite_settings.events_redis_url, epochs=8000).start()
+    with Served(sqlite_settings) as served:
+        dashboard = Dashboard.open(new_context().new_page(), served.url, served.token())
+        dashboard.go(f"/jobs/{training.job_id}")
+        page = dashboard.page
+        expect(page.locator("main [data-phase='live']")).to_be_visible()
+        for _ in range(16):
+            training.report(500)
+            first = training.epoch - 499
+            points = [MetricPoint(epoch, None, {"train_loss": 0.5}, 0.0) for epoch in range(first, first + 500)]
+            training.record.record(None, points, None)
+            expect(page.get_by_text(f"epoch {training.epoch} of 8000")).to_be_visible()
+
+        def epochs() -> list[int]:
+            table = dashboard.download(dashboard.button("Download CSV"), tmp_path)
+            return [int(line.partition(",")[0]) for line in table.read_text().splitlines()[1:]]
+
+        # The record is asked for fewer points than it has by then: some lie a few epochs apart, but not thousands.
+        wait_until(lambda: largest_step(epochs()) < 20, "a curve without a hole", timeout_s=30)
+        found = epochs()
+        assert (found[0], found[-1]) == (1, 8000)
+        assert len(found) < 8000
+    training.close()
+    database.close()
+
+
+def largest_step(numbers: list[int]) -> int:
+    return max(after - before for before, after in pairwise(numbers))
 
 
 def test_curves_can_be_zoomed_without_a_mouse(dashboard: Dashboard, client: httpx2.Client) -> None:
