@@ -39,7 +39,6 @@ class Conversation:
         self._socket = socket
         self._relay = relay
         self._following = following
-        self._rests_from = asyncio.get_running_loop().time() + relay.limits.rest_after_s
         self._peer = Peer(self._send, expires_at, relay.limits, line=socket, on_calm=self._rest)
         self._peer.when_ended(self._end)
         relay.watch(self._peer)
@@ -82,7 +81,7 @@ class Conversation:
         if self._following is None or remaining_s <= relay.lights.least_s or not socket.is_calm:
             return
         ping = socket.last_ping
-        if ping is None or asyncio.get_running_loop().time() < self._rests_from:
+        if ping is None:
             return
         rest = self._following.rest()
         if rest is None:

@@ -21,7 +21,7 @@ class Limits:
     slot_s: float = 8.0
     slot_refresh_s: float = 2.0
     reconcile_s: float = 5.0
-    sweep_s: float = 0.5
+    sweep_s: float = 0.25
     """How often sockets are checked for stalled sends, idleness and expired tokens."""
     linger_s: float = 10.0
     """A channel stays subscribed that long after its last subscriber: reconnects come in waves."""
@@ -34,8 +34,6 @@ class Limits:
     """How often an event stream without messages shows that it lives."""
     ping_s: float = PING_S
     """How often a WebSocket is pinged."""
-    rest_after_s: float = 1.0
-    """A WebSocket is whole for that long before it can be light."""
     feed_ping_s: float = 1.0
     feed_silence_s: float = 3.0
 

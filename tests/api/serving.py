@@ -34,7 +34,7 @@ from tests.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 QUICK = Limits(
-    reconcile_s=0.5, sweep_s=0.05, rest_after_s=0.05, linger_s=0.2, feed_ping_s=0.2, feed_silence_s=0.6,
+    reconcile_s=0.5, sweep_s=0.05, linger_s=0.2, feed_ping_s=0.2, feed_silence_s=0.6,
     redis_patience_s=0.4,
 )  # fmt: skip
 
