@@ -106,7 +106,7 @@ def _more(present: Sequence[Peer], site: Site, measured: Measured, deliveries: i
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="+", help="only these")
     parser.add_argument("--deliveries", type=int, default=200_000, help="in each measurement; slow relays get fewer")
     parser.add_argument("--quick", action="store_true", help="only the first shape, and no idle sockets")
