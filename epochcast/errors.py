@@ -93,3 +93,8 @@ def refusal(problem: Problem) -> Refused:
 def _field_error(error: Any) -> str:
     """`hyperparameters.lr: must be greater than 0`."""
     return f"{error.get('field')}: {error.get('message')}" if isinstance(error, dict) else str(error)
+
+
+def may_pass(error: EpochcastError) -> bool:
+    """Whether a later request may be answered."""
+    return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.problem.status >= 500)

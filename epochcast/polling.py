@@ -7,7 +7,7 @@ from typing import assert_never
 
 from pydantic import TypeAdapter
 
-from epochcast.errors import EpochcastError, Refused, Unreachable
+from epochcast.errors import EpochcastError, may_pass
 from epochcast.events import Complete, Error, Event, EventId, Progress
 from epochcast.following import Connected, Message, OnNotice, Pace, Place, Reconnecting
 from epochcast.jobs import JobError, Status, TrainingJob
@@ -80,11 +80,6 @@ def _is_over(job: TrainingJob, place: Place, told: int) -> bool:
     if job.last_event_id is None or place.after is None or not told:
         return True
     return place.after >= EventId.parse(job.last_event_id)
-
-
-def may_pass(error: EpochcastError) -> bool:
-    """Whether a later request may be answered."""
-    return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.problem.status >= 500)
 
 
 def message_of(job: TrainingJob) -> Progress | Complete | Error:

@@ -8,11 +8,11 @@ from contextlib import aclosing
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from epochcast.errors import EpochcastError, NotFound, Unreachable
+from epochcast.errors import EpochcastError, NotFound, Unreachable, may_pass
 from epochcast.events import Complete, Error, EventId, Progress, is_terminal
 from epochcast.following import Connected, OnNotice, Pace, Reconnecting, unnoticed
 from epochcast.jobs import TrainingJob
-from epochcast.polling import may_pass, message_of
+from epochcast.polling import message_of
 from epochcast.subscription import (
     LASTED_S,
     Ending,

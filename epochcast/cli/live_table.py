@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from epochcast.cli.output import console, plain, print_json
-from epochcast.errors import EpochcastError, Refused, Unreachable, UsageError
+from epochcast.errors import EpochcastError, UsageError, may_pass
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -43,17 +43,12 @@ def _print_changes(fetch: "Callable[[], Sequence[Any]]") -> NoReturn:
     is_away = False
     while True:
         time.sleep(EVERY_S)
-        try:
-            found = fetch()
-        except EpochcastError as error:
-            if not _may_pass(error):
-                raise
-            if not is_away:
-                print(f"epochcast: {plain(error)}; what was printed last may be old", file=sys.stderr, flush=True)
-            is_away = True
-            continue
-        is_away = False
-        if found != shown:
+        found = _fetched(fetch)
+        was_away, is_away = is_away, isinstance(found, EpochcastError)
+        if isinstance(found, EpochcastError):
+            if not was_away:
+                print(f"epochcast: {plain(found)}; what was printed last may be old", file=sys.stderr, flush=True)
+        elif found != shown:
             print_json(found)
             shown = found
 
@@ -65,20 +60,25 @@ def _paint(
     from rich.live import Live
     from rich.text import Text
 
-    found = fetch()
+    shown = fetch()
     with Live(console=screen, auto_refresh=False, vertical_overflow="ellipsis") as live:
         while True:
-            live.update(picture(found), refresh=True)
+            live.update(picture(shown), refresh=True)
             time.sleep(EVERY_S)
-            try:
-                found = fetch()
-            except EpochcastError as error:
-                if not _may_pass(error):
-                    raise
-                notice = Text(f"{plain(error)}; what is above may be old", style="yellow")
-                live.update(Group(picture(found), notice), refresh=True)
+            found = _fetched(fetch)
+            if isinstance(found, EpochcastError):
+                notice = Text(f"{plain(found)}; what is above may be old", style="yellow")
+                live.update(Group(picture(shown), notice), refresh=True)
                 time.sleep(EVERY_S)
+            else:
+                shown = found
 
 
-def _may_pass(error: EpochcastError) -> bool:
-    return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.problem.status >= 500)
+def _fetched(fetch: "Callable[[], Sequence[Any]]") -> "Sequence[Any] | EpochcastError":
+    """What `fetch` gives, or why it gives nothing now. Raises what will be no different later."""
+    try:
+        return fetch()
+    except EpochcastError as error:
+        if not may_pass(error):
+            raise
+        return error

@@ -8,6 +8,9 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
+from shared.database import Database
+from shared.settings import Settings
+from tests.api.training import Training
 from tests.conftest import missing, outlives_tests
 from tests.dashboard.building import installed
 from tests.dashboard.driving import BINARIES, PATIENCE_MS, Dashboard
@@ -78,6 +81,25 @@ def new_context(browser: Browser) -> Iterator[NewContext]:
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+NewTraining = Callable[..., Training]
+
+
+@pytest.fixture
+def new_training(sqlite_settings: Settings) -> Iterator[NewTraining]:
+    """Jobs of a gateway without workers, already running: the test plays the worker."""
+    database = Database(sqlite_settings.database_url.get_secret_value())
+    trainings: list[Training] = []
+
+    def new(**options: Any) -> Training:
+        trainings.append(Training(database, sqlite_settings.events_redis_url, **options).start())
+        return trainings[-1]
+
+    yield new
+    for training in trainings:
+        training.close()
+    database.close()
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Locator, Page, expect
 
+import epochcast
 from tests.dashboard.building import SOURCE
+from tests.platform import Platform
 from tests.waiting import wait_until
 
 AXE = SOURCE / "node_modules" / "axe-core" / "axe.min.js"
@@ -55,6 +57,12 @@ def submit(client: httpx2.Client, **fields: Any) -> int:
     answer = client.post("/training-jobs", json=SMALL | {"total_epochs": 6} | fields)
     assert answer.status_code == 201, answer.text
     return int(answer.json()["job_id"])
+
+
+def submit_script(platform: Platform, folder: Path, script: str, total_epochs: int) -> int:
+    (folder / "train.py").write_text(script)
+    with epochcast.Client(platform.url, platform.token) as client:
+        return client.submit(folder / "train.py", total_epochs=total_epochs).job_id
 
 
 def status_of(client: httpx2.Client, job_id: int) -> str:

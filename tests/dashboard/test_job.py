@@ -1,24 +1,19 @@
-"""The page of one job: its curves, log, files, errors and orders; nothing lost when the network goes."""
+"""The page of one job: its log, files, errors and orders; nothing lost when the network goes, nobody left out."""
 
 import hashlib
 import re
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Locator, WebSocketRoute, expect
+from playwright.sync_api import WebSocketRoute, expect
 from websockets.sync.client import connect
 
-import epochcast
 from epochcast.jobs import GpuMemory, JobError, Status
-from shared.attempt import MetricPoint
-from shared.database import Database
 from shared.settings import Settings
 from tests.api.rest.served import Served
-from tests.api.training import Training
-from tests.dashboard.conftest import NewContext
+from tests.dashboard.conftest import NewContext, NewTraining
 from tests.dashboard.driving import Dashboard, finished, status_of, submit, violations
 from tests.dashboard.proxy import CuttableProxy
 from tests.platform import Platform
@@ -43,36 +38,6 @@ def test_a_whole_job_can_be_followed_to_its_model(dashboard: Dashboard, client: 
     assert hashlib.sha256(path.read_bytes()).hexdigest() == client.get(f"/models/{model_id}").json()["sha256"]
     table = dashboard.download(dashboard.button("Download CSV"), tmp_path)
     assert len(table.read_text().splitlines()) == 1 + 12
-
-
-BY_STEP = """
-import epochcast
-
-run = epochcast.init()
-for epoch in run.epochs():
-    for step in range(10, 60, 10):
-        run.report(epoch=epoch, step=step, batch_loss=1 / (epoch * step), lr=0.01)
-    run.report(epoch=epoch, train_loss=1 / epoch)
-"""
-
-
-def test_what_is_reported_by_step_has_charts_beside_those_by_epoch(
-    dashboard: Dashboard, running: Platform, tmp_path: Path
-) -> None:
-    (tmp_path / "train.py").write_text(BY_STEP)
-    with epochcast.Client(running.url, running.token) as client:
-        job = client.submit(tmp_path / "train.py", total_epochs=3)
-    dashboard.go(f"/jobs/{job.job_id}")
-    page = dashboard.page
-    dashboard.shows(3)
-    dashboard.shows(15, "step")
-    by_step = page.get_by_role("region", name="By step")
-    expect(by_step.get_by_role("img", name="batch_loss over 15 steps")).to_be_visible()
-    # Each epoch's steps begin at 10 again, and are put one behind the other.
-    expect(by_step.locator(".legend-at").first).to_have_text("step 150")
-    table = dashboard.download(by_step.get_by_role("button", name="Download CSV"), tmp_path)
-    assert table.read_text().splitlines()[0] == "step,batch_loss,lr"
-    assert violations(page) == []
 
 
 def test_the_log_can_be_searched_filtered_and_downloaded(
@@ -192,10 +157,9 @@ OUT_OF_MEMORY = JobError(
 
 
 def test_the_11th_viewer_of_a_job_sees_it_move_and_goes_live_when_one_leaves(
-    sqlite_settings: Settings, new_context: NewContext
+    sqlite_settings: Settings, new_context: NewContext, new_training: NewTraining
 ) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training = new_training(epochs=10)
     training.report(3)
     with Served(sqlite_settings) as served, ExitStack() as viewers:
         address = f"{served.url.replace('http', 'ws')}/api/v1/training-jobs/{training.job_id}/ws"
@@ -217,15 +181,12 @@ def test_the_11th_viewer_of_a_job_sees_it_move_and_goes_live_when_one_leaves(
         expect(page.locator("main [data-phase='ended']")).to_be_visible()
         expect(page.get_by_test_id("progress")).to_have_text("100 %")
         dashboard.shows(5)
-    training.close()
-    database.close()
 
 
 def test_while_a_long_past_is_told_again_the_page_stays_in_the_present(
-    sqlite_settings: Settings, new_context: NewContext
+    sqlite_settings: Settings, new_context: NewContext, new_training: NewTraining
 ) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url).start()
+    training = new_training()
     training.report(80)
     training.archive()
     with Served(sqlite_settings) as served:
@@ -265,104 +226,12 @@ def test_while_a_long_past_is_told_again_the_page_stays_in_the_present(
         expect(page.get_by_test_id("progress")).to_have_text("9 %")
         dashboard.shows(90)
         assert set(page.evaluate("[...window.shown]")) - {None} == {"8 %", "9 %"}
-    training.close()
-    database.close()
 
 
-def test_a_page_that_stays_open_keeps_its_size_and_no_epoch_is_missing_from_the_curve(
-    sqlite_settings: Settings, new_context: NewContext, tmp_path: Path
+def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(
+    sqlite_settings: Settings, new_context: NewContext, new_training: NewTraining
 ) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url, epochs=8000).start()
-    with Served(sqlite_settings) as served:
-        dashboard = Dashboard.open(new_context().new_page(), served.url, served.token())
-        dashboard.go(f"/jobs/{training.job_id}")
-        page = dashboard.page
-        expect(page.locator("main [data-phase='live']")).to_be_visible()
-        for _ in range(16):
-            training.report(500)
-            first = training.epoch - 499
-            points = [MetricPoint(epoch, None, {"train_loss": 0.5}, 0.0) for epoch in range(first, first + 500)]
-            training.record.record(None, points, None)
-            expect(page.get_by_text(f"epoch {training.epoch} of 8000")).to_be_visible()
-
-        def epochs() -> list[int]:
-            table = dashboard.download(dashboard.button("Download CSV"), tmp_path)
-            return [int(line.partition(",")[0]) for line in table.read_text().splitlines()[1:]]
-
-        # The record is asked for fewer points than it has by then: some lie a few epochs apart, but not thousands.
-        wait_until(lambda: largest_step(epochs()) < 20, "a curve without a hole", timeout_s=30)
-        found = epochs()
-        assert (found[0], found[-1]) == (1, 8000)
-        assert len(found) < 8000
-    training.close()
-    database.close()
-
-
-def largest_step(numbers: list[int]) -> int:
-    return max(after - before for before, after in pairwise(numbers))
-
-
-def test_curves_can_be_zoomed_without_a_mouse(dashboard: Dashboard, client: httpx2.Client) -> None:
-    job_id = submit(client, total_epochs=6)
-    finished(client, job_id)
-    dashboard.go(f"/jobs/{job_id}")
-    dashboard.shows(6)
-    page = dashboard.page
-    curves = page.get_by_role("region", name="Curves")
-    chart = curves.get_by_role("img").first
-    whole = chart.screenshot()
-    plain = border(page.get_by_label("Search the log"))
-    assert border(curves.get_by_label("To epoch")) == plain
-    curves.get_by_label("From epoch").focus()
-    page.keyboard.type("3")
-    page.keyboard.press("Tab")
-    page.keyboard.type("2")
-    expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "true")
-    assert border(curves.get_by_label("To epoch")) != plain
-    page.keyboard.press("Backspace")
-    page.keyboard.type("5")
-    expect(curves.get_by_label("To epoch")).to_have_attribute("aria-invalid", "false")
-    zoomed = chart.screenshot()
-    assert zoomed != whole
-    curves.get_by_role("button", name="Reset zoom").press("Enter")
-    expect(curves.get_by_role("group", name="Which epochs")).to_be_focused()
-    expect(curves.get_by_label("From epoch")).to_have_value("")
-    expect(curves.get_by_label("To epoch")).to_have_value("")
-    wait_until(lambda: chart.screenshot() == whole, "the whole curve again", timeout_s=20)
-
-
-def border(field: Locator) -> str:
-    return str(field.evaluate("field => getComputedStyle(field).borderColor"))
-
-
-BELOW_ZERO = """
-import epochcast
-
-run = epochcast.init()
-for epoch in run.epochs():
-    run.report(epoch=epoch, train_loss=1 / epoch, log_likelihood=-1 / epoch)
-"""
-
-
-def test_a_log_scale_without_anything_above_zero_says_so(
-    dashboard: Dashboard, running: Platform, tmp_path: Path
-) -> None:
-    (tmp_path / "train.py").write_text(BELOW_ZERO)
-    with epochcast.Client(running.url, running.token) as client:
-        job = client.submit(tmp_path / "train.py", total_epochs=3)
-    dashboard.go(f"/jobs/{job.job_id}")
-    dashboard.shows(3)
-    note = dashboard.page.get_by_text("Nothing here is above 0")
-    expect(note).to_have_count(0)
-    dashboard.page.get_by_label("Log scale").check()
-    expect(dashboard.page.locator("figure", has=note)).to_have_count(1)
-    expect(dashboard.page.locator("figure", has=note)).to_contain_text("log_likelihood")
-
-
-def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(sqlite_settings: Settings, new_context: NewContext) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training = new_training(epochs=10)
     training.report(3)
     training.archive()
     training.finish(Status.FAILED, error=OUT_OF_MEMORY)
@@ -375,8 +244,6 @@ def test_out_of_memory_is_shown_as_a_bar_with_its_verdict(sqlite_settings: Setti
         expect(bar).to_be_visible()
         expect(panel).to_contain_text("requested 20 GiB")
         dashboard.shows(3)
-    training.close()
-    database.close()
 
 
 def test_a_job_opened_in_a_tab_behind_is_there_when_one_looks(

@@ -17,8 +17,7 @@ from shared.embedded import free_port
 from shared.settings import Settings
 from shared.store import Store
 from tests.api.rest.served import Served
-from tests.api.training import Training
-from tests.dashboard.conftest import NewContext
+from tests.dashboard.conftest import NewContext, NewTraining
 from tests.dashboard.driving import Dashboard, submit
 from tests.dashboard.proxy import CuttableProxy
 from tests.faults.service import Service
@@ -122,10 +121,9 @@ def test_who_may_only_read_is_offered_nothing_else(running: Platform, new_contex
 
 
 def test_no_log_holds_the_token_of_anybody_who_used_the_pages(
-    sqlite_settings: Settings, new_context: NewContext, tmp_path: Path
+    sqlite_settings: Settings, new_context: NewContext, new_training: NewTraining, tmp_path: Path
 ) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url).start()
+    training = new_training()
     training.report(3)
     port, log = free_port(), tmp_path / "gateway.log"
     url, stream = f"http://127.0.0.1:{port}", f"/api/v1/training-jobs/{training.job_id}"
@@ -149,8 +147,6 @@ def test_no_log_holds_the_token_of_anybody_who_used_the_pages(
     assert lines.count(f'"WebSocket {stream}/ws') == 3
     assert f"{stream}/events?token=[redacted]" in lines
     assert [part for part in token.split(".")[1:] if part in lines] == []
-    training.close()
-    database.close()
 
 
 def answers(client: httpx2.Client) -> bool:
@@ -206,13 +202,12 @@ def test_a_waiting_job_says_why_it_waits(dashboard: Dashboard, client: httpx2.Cl
 
 
 def test_a_running_job_that_is_older_than_the_newest_page_counts(
-    sqlite_settings: Settings, new_context: NewContext
+    sqlite_settings: Settings, new_context: NewContext, new_training: NewTraining
 ) -> None:
-    database = Database(sqlite_settings.database_url.get_secret_value())
-    training = Training(database, sqlite_settings.events_redis_url, epochs=10).start()
+    training = new_training(epochs=10)
     training.report(3)
     training.archive()
-    store = Store(database)
+    store = Store(training.database)
     spec = TrainingJobSpec(recipe="image-classifier", total_epochs=9, resources=Resources(gpus=4))
     for _ in range(250):
         store.create(spec, "alice")
@@ -237,8 +232,6 @@ def test_a_running_job_that_is_older_than_the_newest_page_counts(
             expect(row.locator(".status")).to_have_text("succeeded")
             # Nor where that part of the list was never read.
             expect(unread.get_by_role("button", name=re.compile("^running"))).to_have_text("running 0")
-    training.close()
-    database.close()
 
 
 def test_an_older_page_that_could_not_be_read_is_asked_for_again(crowded: Served, new_context: NewContext) -> None:

@@ -11,7 +11,7 @@ from shared.settings import Settings
 from tests.dashboard.building import SOURCE
 
 TYPES = (SOURCE / "src" / "rest" / "types.ts").read_text()
-MESSAGES = (SOURCE / "src" / "stream" / "messages.ts").read_text()
+MESSAGES = "".join((SOURCE / "src" / "stream" / name).read_text() for name in ("messages.ts", "snapshot.ts"))
 # By interface: what OpenAPI calls it.
 NAMES = {
     "Job": "TrainingJob",

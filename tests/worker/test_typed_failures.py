@@ -133,9 +133,8 @@ def test_a_forged_snapshot_brings_no_file_of_the_host_into_the_store(host: Host,
 
 def test_a_stall_shows_what_every_process_does(host: Host, tmp_path: Path) -> None:
     script = b"import time\ndef stuck():\n    time.sleep(600)\nstuck()"
-    job_id = submit(
-        host, keep(host, tmp_path / "code", {"train.py": script}), stall_timeout_s=25.0
-    )  # the script is there by then
+    content = keep(host, tmp_path / "code", {"train.py": script})
+    job_id = submit(host, content, stall_timeout_s=25.0)  # the script is there by then
     host.wait_ended(host.attempt(job_id))
     error = of(host.store.get(job_id))
     assert (error.type, error.message) == ("stalled", "reported nothing for longer than stall_timeout_s = 25 s")

@@ -1,6 +1,6 @@
 /** What the gateway answers, as docs/http-api.md describes it; tests/dashboard/test_types.py compares it with OpenAPI. */
 
-import type { JobError, Metrics, Status } from '../stream/index.ts';
+import type { JobError, Metrics, Snapshot } from '../stream/index.ts';
 
 export interface Resources {
   readonly gpus: number;
@@ -35,34 +35,18 @@ export interface Placement {
   readonly gpus: readonly number[];
 }
 
-export interface Job {
-  readonly job_id: number;
+export interface Job extends Snapshot {
   readonly name: string;
   readonly owner: string;
-  readonly status: Status;
-  readonly progress: number;
-  readonly current_epoch: number;
-  readonly total_epochs: number;
-  readonly current_loss: number | null;
-  readonly metrics: Metrics;
-  readonly eta_s: number | null;
   readonly queue_position: number | null;
   readonly pending_reason: string | null;
   readonly expected_start_at: string | null;
-  readonly stop_requested: boolean;
-  readonly attempt: number;
   readonly generation: number;
-  readonly model_id: number | null;
-  readonly final_metrics: Metrics | null;
-  readonly error_message: string | null;
-  readonly error: JobError | null;
   readonly spec: Spec;
   readonly hosts: readonly Placement[];
-  readonly last_event_id: string | null;
   readonly created_at: string;
   readonly started_at: string | null;
   readonly finished_at: string | null;
-  readonly timestamp: string;
 }
 
 export interface Page<Item> {

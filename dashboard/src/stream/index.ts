@@ -6,4 +6,5 @@ export { applyFleet, type FleetState, FleetStream, type JobMessage } from './Fle
 export { apply, type Epoch, type JobState, type LogLine, MAX_EPOCHS, MAX_LINES, unknownJob } from './jobState.ts';
 export * from './messages.ts';
 export type { Connection } from './ReconnectingSocket.ts';
+export type { Snapshot } from './snapshot.ts';
 export { type StreamOptions, TrainingJobStream } from './TrainingJobStream.ts';
