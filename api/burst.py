@@ -1,7 +1,8 @@
 """Live events of one job that came in one read from Redis and go out in one write."""
 
 import struct
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 
 import structlog
 
@@ -10,90 +11,22 @@ from shared.event_log import Entry, entry_of_feed
 
 logger = structlog.get_logger(__name__)
 
-# Type, status and gap of an event that only follows the one before: it ends nothing, and nothing lacks before it.
-_PLAIN = (b"progress running - ", b"log running - ")
-
 
 class Burst:
     """Events that follow one another without a hole, in one generation, none of them the job's last."""
 
-    __slots__ = ("_feed", "_frames", "_messages")
+    def __init__(self, before: EventId, last: EventId, frames: bytes, feed: Sequence[bytes]) -> None:
+        """`before`: what they follow. `frames`: all of them as WebSocket text frames. `feed`: as Redis sent them."""
+        self.before = before
+        self.last = last
+        self.frames = frames
+        self._feed = feed
 
-    def __init__(self) -> None:
-        self._feed: list[bytes] = []
-        self._frames: list[bytes] = []
-        self._messages: list[tuple[Entry, str]] | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self._feed)
-
-    def add(self, data: bytes, payload: bytes) -> bool:
-        """Whether it is the first."""
-        feed = self._feed
-        feed.append(data)
-        self._frames.append(frame_head(len(payload)) + payload)
-        return len(feed) == 1
-
-    def frames(self) -> bytes:
-        """All of them as WebSocket text frames, for all subscribers; empty when there are none."""
-        frames = self._frames
-        return frames[0] if len(frames) == 1 else b"".join(frames)
-
+    @cached_property
     def messages(self) -> list[tuple[Entry, str]]:
         """One by one, for subscribers that can't take all at once."""
-        if self._messages is None:
-            entries = [entry_of_feed(data) for data in self._feed]
-            self._messages = [(entry, entry.payload.decode()) for entry in entries]
-        return self._messages
-
-    def clear(self) -> None:
-        """Begins a new one: most are of one event, and new lists for each would cost more than that event."""
-        self._frames.clear()
-        self._feed.clear()
-        self._messages = None
-
-
-class Expected:
-    """What the next event of a job looks like in its feed, so that most are known without taking them apart.
-
-    Numbers inside a generation are contiguous, so after `2-46` comes `2-47 2-46 …`: one comparison of bytes says that
-    an event follows the last one, and an id is never parsed.
-    """
-
-    __slots__ = ("_generation", "_head", "_next", "_seq")
-
-    def __init__(self, last: EventId) -> None:
-        self.follow(last)
-
-    @property
-    def last(self) -> EventId:
-        """The newest event."""
-        return EventId(self._generation, self._seq)
-
-    def before(self, count: int) -> EventId:
-        """The one that came `count` expected events before the newest."""
-        return EventId(self._generation, self._seq - count)
-
-    def follow(self, last: EventId) -> None:
-        """From now on what comes after `last` is expected."""
-        self._generation, self._seq = last
-        self._next = b"%d-%d" % (last[0], last[1] + 1)
-        self._head = b"%b %d-%d " % (self._next, *last)
-
-    def payload(self, data: bytes) -> bytes | None:
-        """The payload of the event that was expected, which is then `last`; None for any other message."""
-        head = self._head
-        if not (data.startswith(head) and data.startswith(_PLAIN, len(head))):
-            return None
-        payload = data.partition(b"\n")[2]
-        if not payload or not (payload.isascii() or is_text(payload)):
-            return None
-        # As `follow`, with what is there already: the id that was the next one is now the one before.
-        seq = self._seq = self._seq + 1
-        following = b"%d-%d" % (self._generation, seq + 1)
-        self._head, self._next = b" ".join((following, self._next, b"")), following
-        return payload
+        entries = [entry_of_feed(data) for data in self._feed]
+        return [(entry, entry.payload.decode()) for entry in entries]
 
 
 def is_text(payload: bytes) -> bool:

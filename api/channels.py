@@ -1,7 +1,7 @@
 """Who listens to which job's live feed: one subscription a job, kept for a while after the last listener."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,12 +9,12 @@ from typing import Protocol
 
 import structlog
 
-from api.burst import Burst, Expected, heard
+from api.burst import Burst, heard
 from api.feed import Feed
 from api.level import Level, Owed, pay
 from api.standing import Standing
 from api.subscriber import Subscriber
-from epochcast.events import BEFORE_ALL, EventId
+from epochcast.events import EventId
 from shared.event_log import feed_channel
 
 logger = structlog.get_logger(__name__)
@@ -35,93 +35,76 @@ class Follower(Protocol):
 
 @dataclass(slots=True)
 class Channel:
-    """One job's listeners, and what came of it in the read from Redis that is being worked on."""
+    """One job's listeners."""
 
     job_id: int
     subscribers: set[Subscriber] = field(default_factory=set)
     follower: Follower | None = None
     empty_since: float | None = None
-    expected: Expected = field(default_factory=lambda: Expected(BEFORE_ALL))
-    burst: Burst = field(default_factory=Burst)
-    level: Level = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.level = Level(self.expected)
+    level: Level = field(default_factory=Level)
 
     @property
     def is_empty(self) -> bool:
         return not self.subscribers and not self.level.count and self.follower is None
 
-    def hear(self, data: bytes) -> bool:
-        """Whether it began a burst, which `flush` sends."""
-        payload = self.expected.payload(data)
-        if payload is None:
+    def hear(self, events: Sequence[bytes], owed: list[Owed]) -> None:
+        """Those of one read. Who is not level is told at once; what the others get is put to what is `owed`."""
+        frame_of, frames = self.level.frame, []
+        for index, data in enumerate(events):
+            frame = frame_of(data)
+            if frame is not None:
+                frames.append(frame)
+                continue
+            self._tell(frames, events[:index], owed)
+            frames.clear()
+            pay(owed)
+            owed.clear()
             self._hear_apart(data)
-            return False
-        return self.burst.add(data, payload)
+        self._tell(frames, events, owed)
 
     def _hear_apart(self, data: bytes) -> None:
         """An event that ends the job or doesn't follow the last one."""
-        self._flush_alone()
         if (message := heard(self.job_id, data)) is None:
             return
         entry, text = message
         self.level.dissolve()
-        self.expected.follow(entry.id)
+        self.level.follow(entry.id)
         for subscriber in self.subscribers:
             subscriber.offer(entry, text)
         if self.follower is not None:
             self.follower.hear(entry.id)
 
-    def flush(self, owed: list[Owed]) -> None:
-        """Sends the burst to those who are not level; what the others get is put to what is `owed`."""
-        burst, level = self.burst, self.level
-        frames = burst.frames()
+    def _tell(self, frames: Sequence[bytes], events: Sequence[bytes], owed: list[Owed]) -> None:
+        """`frames`: of the last ones of `events`, which nothing stands between."""
         if not frames:
             return
-        try:
-            if level.count:
-                owed.append(level.owe(frames))
-            if level.count - level.resting < len(self.subscribers):
-                self._offer(burst, frames)
-            if self.follower is not None:
-                self.follower.hear(self.expected.last)
-        finally:
-            burst.clear()  # also when a transport raised: nobody gets these a second time
-
-    def _flush_alone(self) -> None:
-        """As `flush`, with everything written."""
-        owed: list[Owed] = []
-        try:
-            self.flush(owed)
-        finally:
-            pay(owed)
-
-    def _offer(self, burst: Burst, frames: bytes) -> None:
-        """To those who are not level; some may be then."""
-        before, last = self.expected.before(burst.count), self.expected.last
-        for subscriber in self.subscribers:
-            if not subscriber.is_level:
-                subscriber.offer_burst(before, last, burst, frames, self.level)
+        level = self.level
+        joined = frames[0] if len(frames) == 1 else b"".join(frames)
+        if level.count:
+            owed.append(level.owe(joined))
+        if level.count - level.resting < len(self.subscribers):
+            burst = Burst(level.before(len(frames)), level.last, joined, events[-len(frames) :])
+            for subscriber in self.subscribers:
+                if not subscriber.is_level:
+                    subscriber.offer_burst(burst, level)
+        if self.follower is not None:
+            self.follower.hear(level.last)
 
     def level_for(self, subscriber: Subscriber) -> Level | None:
         """The level, if `subscriber` is in it or could be: nothing is to be sent before the next event or read.
 
         An empty level expects from then on what follows the subscriber's cursor.
         """
-        if self.burst.count > 0:
-            return None
         if not subscriber.is_level:
             if not subscriber.is_calm:
                 return None
-            if self.expected.last != subscriber.cursor:
+            if self.level.last != subscriber.cursor:
                 if self.level.count:
                     return None
-                self.expected.follow(subscriber.cursor)
+                self.level.follow(subscriber.cursor)
         return self.level
 
     def fall_behind(self) -> None:
-        self._flush_alone()  # after a read that broke off: whoever is level counts these events as written
         self.level.dissolve()
         for subscriber in self.subscribers:
             subscriber.fall_behind()
@@ -136,13 +119,11 @@ class Channels:
         self._linger_s = linger_s
         self._channels: dict[int, Channel] = {}
         self._by_name: dict[bytes, Channel] = {}
-        self._unsent: list[Channel] = []
-        """Those with a burst."""
         self._empty: set[int] = set()
         """Jobs that nobody listens to any more, or somebody does again."""
 
     def open(self, feed: Feed) -> None:
-        """`feed`: it calls `hear`, `flush` and `fall_behind`."""
+        """`feed`: it calls `hear` and `fall_behind`."""
         self._feed = feed
 
     def __iter__(self) -> Iterator[int]:
@@ -212,19 +193,15 @@ class Channels:
         """Asks whether every event that is published now is heard: Redis has confirmed the subscription."""
         return partial(self._feed.is_confirmed, _name(job_id))
 
-    def hear(self, name: bytes, data: bytes) -> None:
-        """A message of a job's feed."""
-        channel = self._by_name.get(name)
-        if channel is not None and channel.hear(data):
-            self._unsent.append(channel)
-
-    def flush(self) -> None:
-        """Nothing more is at hand: what was heard goes out."""
-        unsent, self._unsent = self._unsent, []
+    def hear(self, events: Mapping[bytes, Sequence[bytes]]) -> None:
+        """All that one read has brought, by job's feed."""
         owed: list[Owed] = []
-        for channel in unsent:
+        for name, of_job in events.items():
+            channel = self._by_name.get(name)
+            if channel is None:
+                continue
             try:
-                channel.flush(owed)
+                channel.hear(of_job, owed)
             except Exception:
                 logger.exception("relay: not all could be told; they read the log", job_id=channel.job_id)
                 channel.fall_behind()

@@ -16,21 +16,23 @@ from redis.exceptions import RedisError
 
 from api import tasks
 from api.limits import Limits
-from api.redis_pushes import OnMessage, RedisPushes
+from api.redis_pushes import RedisPushes
 
 logger = structlog.get_logger(__name__)
 
 LONGEST_BACKOFF_S = 2.0
 
 OnSubscribed = Callable[[bytes], None]
+OnMessages = Callable[[dict[bytes, list[bytes]]], None]
+OnPatternMessage = Callable[[bytes, bytes], None]
 
 
 class Feed:
-    """Calls `on_message(channel, data)` for every message, `on_subscribed(channel)` at each confirmed SUBSCRIBE.
+    """Calls `on_messages` with all that came in one read, by channel, `on_subscribed(channel)` at each confirmed
+    SUBSCRIBE, `on_pattern_message(channel, data)` for each message of a subscribed pattern.
 
-    The second call also comes for every channel after a reconnect: what was published in between was not heard, so
-    it means "read the log again". Messages of a subscribed pattern go to `on_pattern_message`. `on_read()` comes after
-    all messages of one read: nothing else is at hand now.
+    `on_subscribed` also comes for every channel after a reconnect: what was published in between was not heard, so
+    it means "read the log again".
     """
 
     def __init__(
@@ -38,10 +40,9 @@ class Feed:
         url: str,
         limits: Limits,
         *,
-        on_message: OnMessage,
-        on_pattern_message: OnMessage,
+        on_messages: OnMessages,
+        on_pattern_message: OnPatternMessage,
         on_subscribed: OnSubscribed,
-        on_read: Callable[[], None],
     ) -> None:
         self._pool = redis.asyncio.ConnectionPool.from_url(
             url,
@@ -51,10 +52,9 @@ class Feed:
             retry=Retry(NoBackoff(), 0),  # reconnecting is done here, where it is seen
         )
         self._limits = limits
-        self._on_message = on_message
+        self._on_messages = on_messages
         self._on_pattern_message = on_pattern_message
         self._on_subscribed = on_subscribed
-        self._on_read = on_read
         self._wanted: dict[bytes, str] = {}
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._confirmed: set[bytes] = set()
@@ -125,7 +125,7 @@ class Feed:
 
     async def _serve(self, connection: AbstractConnection) -> None:
         """Until the connection breaks; raises what broke it."""
-        pushes = self._pushes = RedisPushes(connection, self._on_message, self._handle, self._on_read)
+        pushes = self._pushes = RedisPushes(connection, self._hear)
         for verb in ("SUBSCRIBE", "PSUBSCRIBE"):
             channels = [channel for channel, wanted in self._wanted.items() if wanted == verb]
             if channels:
@@ -147,10 +147,28 @@ class Feed:
                 raise RedisConnectionError(f"no answer for {self._limits.feed_silence_s:g} s")
             pushes.send("PING")
 
+    def _hear(self, answers: list[Any]) -> None:
+        """What came in one read, messages by channel; whatever else comes is handled after the messages before it."""
+        messages: dict[bytes, list[bytes]] = {}
+        try:
+            for answer in answers:
+                if type(answer) is list and answer[0] == b"message":
+                    _, channel, data = answer
+                    if channel in messages:
+                        messages[channel].append(data)
+                    else:
+                        messages[channel] = [data]
+                elif type(answer) is list and answer[0] == b"pmessage":
+                    self._on_pattern_message(answer[2], answer[3])
+                else:
+                    heard, messages = messages, {}
+                    self._on_messages(heard)
+                    self._handle(answer)
+        finally:
+            self._on_messages(messages)  # also what came before something that was refused
+
     def _handle(self, answer: Any) -> None:
         match answer:
-            case [b"pmessage", _, bytes(channel), bytes(data)]:
-                self._on_pattern_message(channel, data)
             case [b"subscribe" | b"psubscribe", bytes(channel), _]:
                 self._confirm(channel)
             case hiredis.ReplyError():

@@ -1,16 +1,13 @@
 """The subscribers of one job to whom its next events are written without looking at any of them."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-import structlog
-
-from api.burst import Expected
+from api.burst import frame_head, is_text
+from api.fan_out import Connected, Fan, fan
 from api.peer import Line
-from epochcast.events import EventId
-
-logger = structlog.get_logger(__name__)
+from epochcast.events import BEFORE_ALL, EventId
 
 
 class Member(Protocol):
@@ -30,36 +27,30 @@ class Resting(Member, Protocol):
     def transport(self) -> asyncio.Transport: ...
 
 
-Writes = tuple[Callable[[bytes], None], ...]
-Owed = tuple["Level", Writes, bytes]
+Owed = tuple[Fan, bytes]
 
 
 def pay(owed: Iterable[Owed]) -> None:
     """One write after the other, with next to no code of ours in between: what the kernel does for each throws ours out
     of the processor's caches (docs/decisions.md)."""
-    for level, writes, frames in owed:
-        for write in writes:
-            try:
-                write(frames)
-            except Exception:
-                logger.exception("relay: a socket could not be written to")
-                level.drop(write)
+    for all_of_a_level, frames in owed:
+        all_of_a_level.write(frames)
 
 
 class Level:
     """Those who have every event up to the newest, nothing waiting before the next one, and a peer that drains.
 
-    What the relay does for each of them is one call of its transport (docs/decisions.md says what that is worth).
+    What the relay does for all of them is one call (`api/fan_out.py`; docs/decisions.md says what that is worth).
     Whoever stops being level has to `leave` before anything else happens to it.
     """
 
-    __slots__ = ("_expected", "_lines", "_writes", "count", "has_written", "resting")
+    __slots__ = ("_fan", "_form", "_generation", "_lines", "_next", "_seq", "count", "has_written", "resting")
 
-    def __init__(self, expected: Expected) -> None:
-        self._expected = expected
+    def __init__(self) -> None:
+        self.follow(BEFORE_ALL)
         self._lines: dict[Member, Line | Resting] = {}
-        # Never changed, only replaced: a write may make its own peer leave. Empty: to be made anew.
-        self._writes: Writes = ()
+        self._fan: Fan | None = None
+        """None: to be made anew."""
         self.has_written = False
         """Since `note_writes`."""
         self.count = 0
@@ -67,16 +58,45 @@ class Level:
         self.resting = 0
         """How many of them are no subscribers."""
 
+    # --- the newest event
+
     @property
     def last(self) -> EventId:
-        """The cursor of them all."""
-        return self._expected.last
+        """The newest event: the cursor of them all."""
+        return EventId(self._generation, self._seq)
 
-    def owe(self, frames: bytes) -> "Owed":
-        """What `pay` then writes to all, before anything else happens to any of them; the events that were expected are
-        their last ones from now on."""
+    def before(self, count: int) -> EventId:
+        """The one that came `count` plain events before the newest."""
+        return EventId(self._generation, self._seq - count)
+
+    def follow(self, last: EventId) -> None:
+        """From now on what comes after `last` is the next one."""
+        self._generation, self._seq = last
+        self._form = b"%d-%%d" % self._generation
+        self._next = self._form % (self._seq + 1)
+
+    def frame(self, data: bytes) -> bytes | None:
+        """The next event as a text frame, which is then the newest; None for one that is not the next or not plain.
+
+        Numbers inside a generation are contiguous, so after `2-46` comes `2-47`: one comparison of bytes says that an
+        event follows the last one, and no id is ever parsed.
+        """
+        try:
+            identifier, _, payload = data.split(b"\n", 2)
+        except ValueError:
+            return None
+        if identifier != self._next or not (payload.isascii() or is_text(payload)):
+            return None
+        self._seq = seq = self._seq + 1
+        self._next = self._form % (seq + 1)
+        return frame_head(len(payload)) + payload
+
+    # --- who has it
+
+    def owe(self, frames: bytes) -> Owed:
+        """What `pay` then writes to all, before anything else happens to any of them."""
         self.has_written = True
-        return self, self._writes or self._made(), frames
+        return self._fan or self._made(), frames
 
     def join(self, member: Member, line: Line | Resting) -> None:
         """`member` has everything up to the newest event; it sees to it that it leaves when its line stalls."""
@@ -109,20 +129,20 @@ class Level:
             for line in self._lines.values():
                 line.has_written = True
 
-    def drop(self, write: Callable[[bytes], None]) -> None:
-        """Ends a connection that has missed something; its client comes back with its cursor."""
-        for member, line in list(self._lines.items()):
-            if line.transport.write == write:
-                line.transport.abort()
-                if not isinstance(line, Resting):
-                    line.drains = False
-                if member in self._lines:
-                    member.leave()
-
     def _changed(self) -> None:
         self.count = len(self._lines)
-        self._writes = ()
+        self._fan = None
 
-    def _made(self) -> Writes:
-        self._writes = tuple(line.transport.write for line in self._lines.values())
-        return self._writes
+    def _made(self) -> Fan:
+        self._fan = fan(tuple(self._lines.values()), self._drop)
+        return self._fan
+
+    def _drop(self, line: Connected) -> None:
+        """Ends a connection that has missed something; its client comes back with its cursor."""
+        line.transport.abort()
+        for member, other in list(self._lines.items()):
+            if other is line:
+                if not isinstance(other, Resting):
+                    other.drains = False
+                if member in self._lines:
+                    member.leave()

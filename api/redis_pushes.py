@@ -11,29 +11,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 # hiredis moves all that it has not parsed yet to the front of its buffer, again and again: of 230 KB in one piece a
 # message took 0.45 us, of the same in small ones 0.15 (measured 2026-11-29, hiredis 3.5).
 _PIECE_BYTES = 16 * 1024
-
-OnMessage = Callable[[bytes, bytes], None]
+_NO_MORE = object()
 
 
 class RedisPushes(asyncio.Protocol):
-    """Calls `on_message(channel, data)` for each message, `on_answer` for whatever else Redis says, in order; then
-    `on_read` once for all that came in one read.
+    """Calls `on_answers` with all that Redis said in one read, in order.
 
     redis-py's own reader is made for commands and answers: a coroutine and several calls for each, which cost more
     than the rest of the relay together (measured 2026-11-24).
     """
 
-    def __init__(
-        self,
-        connection: AbstractConnection,
-        on_message: OnMessage,
-        on_answer: Callable[[Any], None],
-        on_read: Callable[[], None],
-    ) -> None:
-        self._on_message = on_message
-        self._on_answer = on_answer
-        self._on_read = on_read
-        self._parser = hiredis.Reader()
+    def __init__(self, connection: AbstractConnection, on_answers: Callable[[list[Any]], None]) -> None:
+        self._on_answers = on_answers
+        self._parser = hiredis.Reader(notEnoughData=_NO_MORE)
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self.heard_at = self._loop.time()
@@ -57,23 +47,18 @@ class RedisPushes(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
+        parser = self._parser
+        answers: list[Any] = []
         try:
             try:
                 for start in range(0, len(data), _PIECE_BYTES):
-                    self._take(data[start : start + _PIECE_BYTES])
+                    parser.feed(data[start : start + _PIECE_BYTES])
+                    answers += iter(parser.gets, _NO_MORE)
             finally:
-                self._on_read()  # also after half a read: whoever is level counts what was heard as written
+                if answers:
+                    self._on_answers(answers)
         except Exception as error:
             self._end(error)
-
-    def _take(self, piece: bytes) -> None:
-        self._parser.feed(piece)
-        gets, on_message = self._parser.gets, self._on_message
-        while (answer := gets()) is not False:
-            if type(answer) is list and answer[0] == b"message":
-                on_message(answer[1], answer[2])
-            else:
-                self._on_answer(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(error or RedisConnectionError("closed by Redis"))

@@ -57,10 +57,9 @@ class Relay:
         self._feed = Feed(
             settings.events_redis_url,
             self.limits,
-            on_message=self.channels.hear,
+            on_messages=self.channels.hear,
             on_pattern_message=self._dispatch_to_fleet,
             on_subscribed=self._read_again,
-            on_read=self.channels.flush,
         )
         self.channels.open(self._feed)
         self._sources = Sources(self.channels, self._history, self._slots, self.limits)

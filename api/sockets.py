@@ -97,6 +97,8 @@ class GatewaySocket(KeptAlive):
         # The parent's, but for how it asks for the addresses.
         self.connections.add(self)
         self.transport = transport
+        # Whatever a transport holds back pauses: so while it drains, bytes may pass it by (api/fan_out.py).
+        transport.set_write_buffer_limits(high=0)
         self.server, self.client = addresses(transport)
         self.scheme = "wss" if is_ssl(transport) else "ws"
 
@@ -248,10 +250,10 @@ class GatewaySocket(KeptAlive):
     # --- ends
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.drains = False  # before anything else: with the return of this call its socket may be another's
         # Else `receive` would resume the reading of a closed handle, at which uvloop raises.
         self.read_paused = False
         super().connection_lost(exc)
-        self.drains = False
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -119,20 +119,20 @@ class Subscriber:
             if self._line is not None:
                 self._line.stalled = None
 
-    def offer_burst(self, before: EventId, last: EventId, burst: Burst, frames: bytes, level: Level) -> None:
-        """Live events after `before`, the newest of them `last`; written at once while nothing waits to be sent before
-        them and the peer drains, and then it is level."""
+    def offer_burst(self, burst: Burst, level: Level) -> None:
+        """Live events; written at once while nothing waits to be sent before them and the peer drains, and then it is
+        level."""
         line = self._line
-        if self.outbox.is_idle and line is not None and line.drains and self._cursor == before:
-            self._cursor = last
+        if self.outbox.is_idle and line is not None and line.drains and self._cursor == burst.before:
+            self._cursor = burst.last
             line.has_written = True
-            line.transport.write(frames)
+            line.transport.write(burst.frames)
             if line.drains:  # still
                 self._level = level
                 line.stalled = self.leave
                 level.join(self, line)
             return
-        for entry, text in burst.messages():
+        for entry, text in burst.messages:
             self.offer(entry, text)
 
     def offer(self, entry: Entry, text: str) -> None:

@@ -67,6 +67,11 @@ class Entry:
     def is_terminal(self) -> bool:
         return self.type in ("complete", "error") or (self.type == "progress" and self.status == "stopped")
 
+    @property
+    def is_plain(self) -> bool:
+        """It only follows the one before: it ends nothing and begins nothing, and nothing lacks before it."""
+        return self.type in ("progress", "log") and self.status == "running" and not self.gap
+
 
 class Answer(StrEnum):
     """What Redis said to an append."""
@@ -108,7 +113,7 @@ if announce == '1' then
   redis.call('SET', snapshot, ARGV[12])
   redis.call('SET', current, ARGV[13])
   local header = table.concat({id, prev, ARGV[4], ARGV[5], gap == '' and '-' or gap, ARGV[6]}, ' ')
-  redis.call('PUBLISH', ARGV[14], header .. '\\n' .. ARGV[11])
+  redis.call('PUBLISH', ARGV[14], table.concat({ARGV[15] == '1' and id or '', header, ARGV[11]}, '\\n'))
 end
 for _, key in ipairs({log, snapshot, current}) do
   if expire_s > 0 then redis.call('EXPIRE', key, expire_s) else redis.call('PERSIST', key) end
@@ -165,6 +170,7 @@ class EventLog:
                 snapshot,
                 current,
                 feed_channel(job_id),
+                "1" if entry.is_plain else "",
             ],
         )
         return Appended(Answer(_text(answer)), EventId.parse(_text(last)))
@@ -216,8 +222,8 @@ def entry_of_row(row: tuple[Any, Any]) -> Entry:
 
 
 def entry_of_feed(data: bytes) -> Entry:
-    """A live message as an Entry: a header line, then the worker's own bytes."""
-    header, payload = data.split(b"\n", 1)
+    """A live message as an Entry: the id once more if it is plain, a header line, then the worker's own bytes."""
+    _, header, payload = data.split(b"\n", 2)
     identifier, prev, kind, status, gap, owner = header.decode().split(" ", 5)
     return Entry(EventId.parse(identifier), EventId.parse(prev), kind, status, owner, payload, gap != "-")
 

@@ -58,7 +58,7 @@ static void publish(enum flavour flavour, int job, unsigned number) {
         length = pack_for_socket_io(data, room, payload);
     } else {
         channel_length = sprintf(channel, "ec:{%d}:live", job);
-        if (flavour == EPOCHCAST) length = sprintf(data, "2-%u 2-%u progress running - alice\n", number, number - 1);
+        if (flavour == EPOCHCAST) length = sprintf(data, "2-%u\n2-%u 2-%u progress running - alice\n", number, number, number - 1);
         memcpy(data + length, payload, PAYLOAD_BYTES), length += PAYLOAD_BYTES;
     }
     int head_length = sprintf(head, "*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%d\r\n", channel_length, channel, length);

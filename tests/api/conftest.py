@@ -4,10 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from api import fan_out
+from api.fan_out import DirectFan, Fan
 from shared.database import Database
 from shared.settings import Settings
 from tests.api.serving import ThreadGateway
 from tests.api.training import Training
+from tests.conftest import missing
 
 
 @pytest.fixture
@@ -40,3 +43,14 @@ def training(database: Database, sqlite_settings: Settings) -> Iterator[Training
     training = Training(database, sqlite_settings.events_redis_url)
     yield training
     training.close()
+
+
+@pytest.fixture(params=["by C", "by transports"])
+def kind_of_fan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Fan]:
+    """What messages go out by, with and without the library that `make setup` builds."""
+    if request.param == "by transports":
+        monkeypatch.setattr(fan_out, "library", lambda: None)
+        return Fan
+    if fan_out.library() is None:
+        missing("cc", "there is no C compiler here, or make setup was not run")
+    return DirectFan

@@ -14,13 +14,12 @@ from kosoku import run_fuzzingclient
 from starlette.websockets import WebSocketDisconnect
 
 from api import sockets
-from api.burst import Expected, frame_head
+from api.burst import frame_head
 from api.following import Rest
 from api.level import Level
 from api.light import LightSocket
 from api.slots import Slot
 from api.sockets import GatewaySocket
-from epochcast.events import BEFORE_ALL
 from shared.settings import Settings
 from tests.api.serving import ThreadGateway
 
@@ -55,7 +54,7 @@ class Asleep(LightSocket):
     def __init__(self, whole: GatewaySocket) -> None:
         ping = whole.last_ping
         assert ping is not None
-        level = Level(Expected(BEFORE_ALL))
+        level = Level()
         super().__init__(whole.transport, Rest(Slot(1), level), ping, expires_at=math.inf, active_at=0.0)
         self._whole = whole
         whole.retire()

@@ -170,6 +170,7 @@ async def test_a_reset_in_the_middle_of_a_burst_takes_nobody_along(
         await asyncio.to_thread(wait_until, lambda: socket_gateway.relay.subscribers == 1, "their end")
 
 
+@pytest.mark.usefixtures("kind_of_fan")
 async def test_who_stops_reading_gets_its_messages_later_and_others_theirs_now(
     open_settings: Settings, training: Training
 ) -> None:
@@ -199,8 +200,11 @@ async def test_who_stops_reading_gets_its_messages_later_and_others_theirs_now(
 
 
 def _all_live(gateway: ThreadGateway, job_id: int, count: int) -> bool:
-    subscribers = gateway.relay.channels.subscribers(job_id)
-    return len(subscribers) == count and all(subscriber.outbox.is_idle for subscriber in subscribers)
+    """Or at rest already."""
+    channels = gateway.relay.channels
+    subscribers, level = channels.subscribers(job_id), channels.level(job_id)
+    resting = level.resting if level is not None else 0
+    return len(subscribers) + resting == count and all(subscriber.outbox.is_idle for subscriber in subscribers)
 
 
 def _waiting(gateway: ThreadGateway, job_id: int) -> bool:

@@ -9,7 +9,9 @@ import pytest
 from redis.asyncio.connection import AbstractConnection
 
 from api.channels import Channel, Channels
+from api.feed import Feed
 from api.level import Owed, pay
+from api.limits import Limits
 from api.redis_pushes import RedisPushes
 from api.subscriber import Outbox, Subscriber
 from epochcast.events import EventId
@@ -45,7 +47,8 @@ class Recorder:
 
 def event(seq: int, *, prev: int | None = None, kind: str = "progress", status: str = "running") -> bytes:
     before = seq - 1 if prev is None else prev
-    return b"2-%d 2-%d %b %b - alice\n{%d}" % (seq, before, kind.encode(), status.encode(), seq)
+    plain = b"2-%d" % seq if status == "running" else b""
+    return b"%b\n2-%d 2-%d %b %b - alice\n{%d}" % (plain, seq, before, kind.encode(), status.encode(), seq)
 
 
 def frame(seq: int) -> bytes:
@@ -65,16 +68,14 @@ async def level_subscriber(channel: Channel, line: Recorder) -> Subscriber:
 
 def channel_at_one() -> Channel:
     channel = Channel(7)
-    channel.expected.follow(EventId(2, 1))
+    channel.level.follow(EventId(2, 1))
     return channel
 
 
 def hear(channel: Channel, *events: bytes) -> None:
     """One read from Redis."""
-    for data in events:
-        channel.hear(data)
     owed: list[Owed] = []
-    channel.flush(owed)
+    channel.hear(events, owed)
     pay(owed)
 
 
@@ -123,16 +124,6 @@ async def test_the_last_event_goes_through_the_queue_with_its_close() -> None:
     assert (last.id, last.close.reason) == (EventId(2, 3), "succeeded")
 
 
-async def test_a_read_that_breaks_off_costs_no_event() -> None:
-    channel, line = channel_at_one(), Recorder()
-    subscriber = await level_subscriber(channel, line)
-    hear(channel, event(2))
-    channel.hear(event(3))  # and no flush: the connection broke
-    channel.fall_behind()
-    assert subscriber.is_behind
-    assert (line.written, subscriber.cursor) == (frame(2) + frame(3), EventId(2, 3))
-
-
 async def test_what_was_written_to_all_keeps_each_from_being_idle() -> None:
     channel, line = channel_at_one(), Recorder()
     await level_subscriber(channel, line)
@@ -161,13 +152,12 @@ async def test_a_transport_that_raises_is_dropped_and_the_others_miss_nothing() 
         assert line.written == frame(2) + frame(3) + frame(4)
 
 
-async def test_a_read_that_breaks_off_is_flushed_at_once() -> None:
-    """Else one that stalls before Redis is back would count as written what it never got."""
+async def test_what_came_of_a_read_that_breaks_off_is_told() -> None:
     channels, line = Channels(linger_s=10), Recorder()
     channel = channels._occupied(7)
-    channel.expected.follow(EventId(2, 1))
+    channel.level.follow(EventId(2, 1))
     subscriber = await level_subscriber(channel, line)
-    pushes = RedisPushes(connection(), channels.hear, lambda answer: None, channels.flush)
+    pushes = RedisPushes(connection(), feed_of(channels)._hear)
     pushes.data_received(message(event(2)))
     pushes.data_received(message(event(3)) + b"no such type\r\n")
     with pytest.raises(hiredis.ProtocolError):
@@ -181,17 +171,26 @@ async def test_a_job_that_can_not_be_told_takes_nothing_from_those_of_the_same_r
     first, second, third = (channels._occupied(job_id) for job_id in (7, 8, 9))
     lines = {channel.job_id: Recorder() for channel in (first, second, third)}
     for channel in (first, second, third):
-        channel.expected.follow(EventId(2, 1))
+        channel.level.follow(EventId(2, 1))
         await level_subscriber(channel, lines[channel.job_id])
     (broken,) = second.subscribers
     for channel in (first, third):
         hear(channel, event(2))  # these two are level; the other one would be after its first event
-        channels.hear(feed_channel(channel.job_id).encode(), event(3))
     lines[8].broken = True
-    channels.hear(feed_channel(8).encode(), event(2))
-    channels.flush()
+    channels.hear({feed_channel(job_id).encode(): [event(2 if job_id == 8 else 3)] for job_id in lines})
     assert [lines[job_id].written for job_id in (7, 9)] == [frame(2) + frame(3)] * 2
     assert broken.is_behind, "it reads the log"
+
+
+def feed_of(channels: Channels) -> Feed:
+    """One that is not started: its answers are given to it."""
+    return Feed(
+        "redis://127.0.0.1:1/0",
+        Limits(),
+        on_messages=channels.hear,
+        on_pattern_message=lambda channel, data: None,
+        on_subscribed=channels.fall_behind,
+    )
 
 
 def connection() -> AbstractConnection:

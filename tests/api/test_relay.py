@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from api import burst, channels
 from api.history import History, Page
 from epochcast.events import BEFORE_ALL, EventId
 from epochcast.jobs import Status
 from shared.embedded import RedisServer
-from shared.event_log import feed_channel, log_key
+from shared.event_log import Entry, feed_channel, log_key
 from tests.api.reading import drain, ids, receive
 from tests.api.serving import ThreadGateway
 from tests.api.training import Training
@@ -52,6 +53,29 @@ async def test_one_who_joins_a_job_that_never_pauses_becomes_level(
         before = len(training.ids) - len(written)
         assert ids(await receive(socket, before + 4))[before:] == written
         assert len(written) == 4, "its log was read to the end once"
+
+
+async def test_plain_events_of_a_level_job_are_not_taken_apart(
+    socket_gateway: ThreadGateway, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.start()
+    taken_apart = []
+
+    def heard(job_id: int, data: bytes) -> tuple[Entry, str] | None:
+        taken_apart.append(data)
+        return burst.heard(job_id, data)
+
+    async with connect(socket_gateway.url(training.job_id)) as socket:
+        await receive(socket)
+        first = training.report()  # after this one the job's channel knows what comes next
+        assert ids(await receive(socket, len(first))) == [str(entry.id) for entry in first]
+        monkeypatch.setattr(channels, "heard", heard)
+        written = [*training.report(2), training.say("a line")]
+        assert ids(await receive(socket, len(written))) == [str(entry.id) for entry in written]
+        assert taken_apart == []
+        training.finish()
+        await drain(socket)
+    assert len(taken_apart) == 1, "the last one"
 
 
 async def test_events_that_were_not_heard_are_read_again(socket_gateway: ThreadGateway, training: Training) -> None:

@@ -152,6 +152,29 @@ def test_a_live_message_and_the_stream_say_the_same(writer: Writer, any_redis_ur
     assert asyncio.run(_read(any_redis_url, BEFORE_ALL)) == [awkward]
 
 
+@pytest.mark.parametrize(
+    ("kind", "status", "gap", "first_line"),
+    [
+        ("progress", "running", False, b"1-2"),
+        ("log", "running", False, b"1-2"),
+        ("progress", "running", True, b""),
+        ("progress", "stopped", False, b""),
+        ("progress", "queued", False, b""),
+        ("complete", "succeeded", False, b""),
+        ("error", "failed", False, b""),
+    ],
+)
+def test_a_live_message_begins_with_its_id_when_it_only_follows_the_one_before(
+    writer: Writer, kind: str, status: str, gap: bool, first_line: bytes
+) -> None:
+    writer.append(entry("1-1", "0"))
+    with writer.heard() as heard:
+        writer.append(entry("1-2", "1-1", kind=kind, status=status, gap=gap))
+        message = heard.get_message(timeout=5)
+    assert message is not None
+    assert message["data"].split(b"\n")[0] == first_line
+
+
 def test_a_reader_gets_pages_after_its_cursor(writer: Writer, any_redis_url: str) -> None:
     events = generation(1, 30)
     for event in events:
