@@ -1,7 +1,9 @@
 """What one delivered message costs a relay, from Redis to the subscribers' sockets: ours beside others.
 
-A relay is one process with a core of its own. A second process publishes, a third (in C) holds the sockets, checks that
-each gets every message in order, and reads the relay's CPU clock. All relays take turns in one run.
+A relay is one process on a core that only relays have; each has a Redis of its own on the other one. A second process
+publishes, a third (in C) holds the sockets, checks that each gets every message in order, and reads the relay's CPU
+clock. All relays are up at once and take turns of a tenth of a second or two, because what a machine does beside them
+changes within seconds: a ratio is the median of those of all turns, each of two neighbours in time.
 """
 
 import argparse
@@ -10,14 +12,15 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.relay_peers import driver, report, stalled
-from benchmarks.relay_peers.driver import Run, Shape, Site
+from benchmarks.relay_peers.driver import Load, Run, Shape, Site
 from benchmarks.relay_peers.ours import prepare
 from benchmarks.relay_peers.peers import (
     FIRST_JOB,
@@ -38,19 +41,24 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 """1,000 sockets, then 4,000 more."""
 MOST_JOBS = 2_000
 BURST = 16
-STEADY = 1_000
-RATE_S = 4.0
+STEADY, STEADY_S, STEADY_TURNS = 1_000, 1.0, 9
+LOADED_S = 4.0
 STALLED, STALLED_RATE = Shape(1, 5), 5_000
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
+
+Sites = Mapping[str, Site]
+"""By peer."""
+Up = Sequence[tuple[Peer, Load]]
+"""Relays that are served, and their sockets."""
 
 
 @dataclass
 class Measured:
-    """All that was measured, by peer; `closed` and `burst` hold one Run a round."""
+    """All that was measured, by peer; `closed`, `burst` and `steady` hold one Run a turn."""
 
     closed: defaultdict[tuple[str, Shape], list[Run]] = field(default_factory=lambda: defaultdict(list))
     burst: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    steady: dict[str, Run] = field(default_factory=dict)
+    steady: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     loaded: dict[str, Run] = field(default_factory=dict)
     idle_kib: dict[tuple[str, int], float] = field(default_factory=dict)
     idle_cpu: dict[str, float] = field(default_factory=dict)
@@ -60,18 +68,13 @@ class Measured:
     opened_per_second: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def cost(self, peer: str, shape: Shape = MAIN) -> float | None:
-        runs = self.closed.get((peer, shape))
-        return statistics.median(run.cost_us for run in runs) if runs else None
+    def closed_runs(self, shape: Shape, peer: str) -> list[Run]:
+        return self.closed[peer, shape]
 
     def more_kib(self, peer: str) -> float | None:
         """Of each socket beyond the first thousand, with which a relay also gets its threads, caches and pools."""
         first, all_kib = self.idle_kib.get((peer, 1_000)), self.idle_kib.get((peer, 5_000))
         return None if first is None or all_kib is None else (all_kib * 5_000 - first * 1_000) / 4_000
-
-    def burst_cost(self, peer: str) -> float | None:
-        runs = self.burst.get(peer)
-        return statistics.median(run.cost_us for run in runs) if runs else None
 
 
 def main() -> None:
@@ -80,35 +83,79 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         build(folder)
-        redis_server = stack.enter_context(RedisServer(folder / "redis"))
-        settings, token = prepare(folder, redis_server, MAIN.jobs if options.quick else MOST_JOBS)
-        url = urlsplit(redis_server.url)
-        site = Site(folder, redis_server.port, environment(url.password or "", settings, token))
         measured = Measured()
         present = list(_present(peers(folder), options.peers, measured))
-        for number in range(options.rounds):
-            for peer in present:
-                _cost(peer, site, measured, options.deliveries, is_first=number == 0)
+        jobs = MAIN.jobs if options.quick else MOST_JOBS
+        sites = {peer.name: _site(peer, folder, jobs, stack) for peer in present}
+        _main_shape(present, sites, measured, options)
         if not options.quick:
-            _more(present, site, measured, options.deliveries)
-    report.result(measured, present, options.rounds).show()
+            _more(present, sites, measured, options)
+    report.result(measured, present, options.turns).show()
 
 
-def _more(present: Sequence[Peer], site: Site, measured: Measured, deliveries: int) -> None:
+def _site(peer: Peer, programs: Path, jobs: int, stack: ExitStack) -> Site:
+    """With a Redis of its own, for all listen to the same channels."""
+    redis_server = stack.enter_context(RedisServer(programs / f"{peer.name}.redis"))
+    settings, token = prepare(programs, redis_server, jobs) if peer.name == OURS else ({}, "none")
+    return Site(programs, redis_server.port, environment(urlsplit(redis_server.url).password or "", settings, token))
+
+
+def _main_shape(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
+    """One outstanding; delays; bursts."""
+    clocked = [peer for peer in present if peer.is_clocked]
+    with _up(present, sites, MAIN) as up:
+        _take_turns(up, 1, options.turns, options.deliveries, partial(measured.closed_runs, MAIN))
+        up = [(peer, load) for peer, load in up if peer.is_clocked]
+        for _ in range(STEADY_TURNS):
+            for peer, load in up:
+                measured.steady[peer.name].append(load.rate(STEADY, STEADY_S))
+        for peer, load in up:
+            speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
+            measured.loaded[peer.name] = load.rate(0.8 * speed, LOADED_S)
+            _say(peer, "at 80 %", measured.loaded[peer.name])
+    with _up(clocked, sites, MAIN, join=True) as up:
+        _take_turns(up, BURST, options.turns, 2 * options.deliveries, measured.burst.__getitem__)
+
+
+def _more(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
     for shape in [shape for shape in SHAPES if shape != MAIN]:
-        for peer in present:
-            _cost_of_shape(peer, site, shape, measured, deliveries // 2)
+        with _up(present, sites, shape) as up:
+            _take_turns(up, 1, options.turns // 2, options.deliveries, partial(measured.closed_runs, shape))
     for peer in [peer for peer in present if peer.is_clocked]:
-        _idle(peer, site, measured)
+        _idle(peer, sites[peer.name], measured)
     for peer in [peer for peer in present if peer.name == OURS]:
-        _beside_stalled(peer, site, measured)
+        _beside_stalled(peer, sites[peer.name], measured)
+
+
+@contextmanager
+def _up(present: Sequence[Peer], sites: Sites, shape: Shape, *, join: bool = False) -> Iterator[Up]:
+    """All of them, with their sockets open and something sent over each."""
+    with ExitStack() as stack:
+        up = []
+        for peer in present:
+            site = sites[peer.name]
+            server = stack.enter_context(driver.serve(peer, site, shape.jobs, join=join and peer.joins))
+            up.append((peer, stack.enter_context(driver.load(peer, site, server, shape))))
+            server.settle()
+        yield up
+
+
+def _take_turns(up: Up, outstanding: int, turns: int, deliveries: int, runs: Callable[[str], list[Run]]) -> None:
+    for number in range(turns + 1):
+        for peer, load in up:
+            run = load.closed(outstanding, round(deliveries * peer.share))
+            if number > 0:  # the first one was to get warm
+                runs(peer.name).append(run)
+    for peer, load in up:
+        costs = statistics.quantiles([run.cost_us for run in runs(peer.name)], n=4)
+        _say(peer, f"{load.shape}, {outstanding} outstanding", "µs: " + " ".join(f"{cost:.2f}" for cost in costs))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=40, help="of each relay")
     parser.add_argument("--peers", nargs="+", help="only these")
-    parser.add_argument("--deliveries", type=int, default=200_000, help="in each measurement; slow relays get fewer")
+    parser.add_argument("--deliveries", type=int, default=40_000, help="in each turn; slow relays get fewer")
     parser.add_argument("--quick", action="store_true", help="only the first shape, and no idle sockets")
     return parser.parse_args()
 
@@ -124,40 +171,6 @@ def _present(all_peers: Sequence[Peer], wanted: Sequence[str] | None, measured: 
         else:
             present.append(peer)
     return [peer for peer in present if not wanted or peer.name in wanted]
-
-
-def _cost(peer: Peer, site: Site, measured: Measured, deliveries: int, *, is_first: bool) -> None:
-    """The main shape: one outstanding, bursts, and in the first round the delays."""
-    deliveries = round(deliveries * peer.share)
-    with driver.serve(peer, site, MAIN.jobs) as server, driver.load(peer, site, server, MAIN) as load:
-        server.settle()
-        load.closed(1, deliveries // 10)
-        run = load.closed(1, deliveries)
-        measured.closed[peer.name, MAIN].append(run)
-        _say(peer, "one outstanding", run)
-        if is_first and peer.is_clocked:
-            measured.steady[peer.name] = load.rate(STEADY, RATE_S)
-            measured.loaded[peer.name] = load.rate(0.8 * run.per_second, RATE_S)
-            _say(peer, "steady", measured.steady[peer.name])
-            _say(peer, "at 80 %", measured.loaded[peer.name])
-        if not peer.joins and peer.is_clocked:
-            measured.burst[peer.name].append(load.closed(BURST, deliveries))
-            _say(peer, "burst", measured.burst[peer.name][-1])
-    if peer.joins:
-        with driver.serve(peer, site, MAIN.jobs, join=True) as server, driver.load(peer, site, server, MAIN) as load:
-            server.settle()
-            load.closed(BURST, deliveries // 10)
-            measured.burst[peer.name].append(load.closed(BURST, deliveries))
-            _say(peer, "burst, joined", measured.burst[peer.name][-1])
-
-
-def _cost_of_shape(peer: Peer, site: Site, shape: Shape, measured: Measured, deliveries: int) -> None:
-    deliveries = round(deliveries * peer.share)
-    with driver.serve(peer, site, shape.jobs) as server, driver.load(peer, site, server, shape) as load:
-        server.settle()
-        load.closed(1, deliveries // 10)
-        measured.closed[peer.name, shape].append(load.closed(1, deliveries))
-        _say(peer, str(shape), measured.closed[peer.name, shape][-1])
 
 
 def _idle(peer: Peer, site: Site, measured: Measured) -> None:
@@ -186,13 +199,13 @@ def _beside_stalled(peer: Peer, site: Site, measured: Measured) -> None:
             stalled.sockets(server.port, site.environment["TOKEN"], FIRST_JOB, count),
         ):
             server.settle()
-            runs.append(load.rate(STALLED_RATE, RATE_S))
+            runs.append(load.rate(STALLED_RATE, LOADED_S))
     measured.beside_stalled = runs[0], runs[1]
     _say(peer, "beside stalled", measured.beside_stalled)
 
 
 def _say(peer: Peer, what: str, result: object) -> None:
-    print(f"{peer.name:>10}  {what:<16} {result}", file=sys.stderr, flush=True)
+    print(f"{peer.name:>10}  {what:<28} {result}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
