@@ -93,10 +93,10 @@ class Level:
 
     # --- who has it
 
-    def owe(self, frames: bytes) -> Owed:
-        """What `pay` then writes to all, before anything else happens to any of them."""
+    def owe(self, frames: bytes, owed: list[Owed]) -> None:
+        """Puts to what is owed what `pay` then writes to all, before anything else happens to any of them."""
         self.has_written = True
-        return self._fan or self._made(), frames
+        owed.append((self._fan or self._made(), frames))
 
     def join(self, member: Member, line: Line | Resting) -> None:
         """`member` has everything up to the newest event; it sees to it that it leaves when its line stalls."""

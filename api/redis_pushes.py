@@ -55,8 +55,7 @@ class RedisPushes(asyncio.Protocol):
                     parser.feed(data[start : start + _PIECE_BYTES])
                     answers += iter(parser.gets, _NO_MORE)
             finally:
-                if answers:
-                    self._on_answers(answers)
+                self._on_answers(answers)  # also what came before something that is none
         except Exception as error:
             self._end(error)
 

@@ -2,8 +2,8 @@
 
 A relay is one process on a core that only relays have; each has a Redis of its own on the other one. A second process
 publishes, a third (in C) holds the sockets, checks that each gets every message in order, and reads the relay's CPU
-clock. All relays are up at once and take turns of a tenth of a second or two, because what a machine does beside them
-changes within seconds: a ratio is the median of those of all turns, each of two neighbours in time.
+clock. For costs all relays are up at once and take turns of a tenth of a second or two, because what a machine does
+beside them changes within seconds: a ratio is the median of those of all turns, each of two neighbours in time.
 """
 
 import argparse
@@ -41,8 +41,8 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 """1,000 sockets, then 4,000 more."""
 MOST_JOBS = 2_000
 BURST = 16
-STEADY, STEADY_S, STEADY_TURNS = 1_000, 1.0, 9
-LOADED_S = 4.0
+STEADY, STEADY_S, LOADED_S = 1_000, 3.0, 4.0
+DELAY_ROUNDS = 3
 STALLED, STALLED_RATE = Shape(1, 5), 5_000
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
 
@@ -101,20 +101,15 @@ def _site(peer: Peer, programs: Path, jobs: int, stack: ExitStack) -> Site:
 
 
 def _main_shape(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
-    """One outstanding; delays; bursts."""
+    """One outstanding; bursts; delays."""
     clocked = [peer for peer in present if peer.is_clocked]
     with _up(present, sites, MAIN) as up:
         _take_turns(up, 1, options.turns, options.deliveries, partial(measured.closed_runs, MAIN))
-        up = [(peer, load) for peer, load in up if peer.is_clocked]
-        for _ in range(STEADY_TURNS):
-            for peer, load in up:
-                measured.steady[peer.name].append(load.rate(STEADY, STEADY_S))
-        for peer, load in up:
-            speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
-            measured.loaded[peer.name] = load.rate(0.8 * speed, LOADED_S)
-            _say(peer, "at 80 %", measured.loaded[peer.name])
     with _up(clocked, sites, MAIN, join=True) as up:
         _take_turns(up, BURST, options.turns, 2 * options.deliveries, measured.burst.__getitem__)
+    for number in range(DELAY_ROUNDS):
+        for peer in clocked:
+            _delays(peer, sites[peer.name], measured, is_last=number == DELAY_ROUNDS - 1)
 
 
 def _more(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
@@ -153,7 +148,7 @@ def _take_turns(up: Up, outstanding: int, turns: int, deliveries: int, runs: Cal
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=40, help="of each relay")
+    parser.add_argument("--turns", type=int, default=30, help="of each relay")
     parser.add_argument("--peers", nargs="+", help="only these")
     parser.add_argument("--deliveries", type=int, default=40_000, help="in each turn; slow relays get fewer")
     parser.add_argument("--quick", action="store_true", help="only the first shape, and no idle sockets")
@@ -171,6 +166,19 @@ def _present(all_peers: Sequence[Peer], wanted: Sequence[str] | None, measured: 
         else:
             present.append(peer)
     return [peer for peer in present if not wanted or peer.name in wanted]
+
+
+def _delays(peer: Peer, site: Site, measured: Measured, *, is_last: bool) -> None:
+    """With nobody else on its core, for between two messages everybody's code leaves the caches."""
+    with driver.serve(peer, site, MAIN.jobs) as server, driver.load(peer, site, server, MAIN) as load:
+        server.settle()
+        load.closed(1, MAIN.sockets)
+        measured.steady[peer.name].append(load.rate(STEADY, STEADY_S))
+        _say(peer, "steady", measured.steady[peer.name][-1])
+        if is_last:
+            speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
+            measured.loaded[peer.name] = load.rate(0.8 * speed, LOADED_S)
+            _say(peer, "at 80 %", measured.loaded[peer.name])
 
 
 def _idle(peer: Peer, site: Site, measured: Measured) -> None:

@@ -33,9 +33,10 @@ def result(measured: "Measured", peers: Sequence[Peer], turns: int) -> Result:
         tables=[_costs(measured, peers), _delays(measured, peers), _goals(measured)],
         figures=_figures(measured, peers),
         notes=[
-            f"All relays are up at once, each with a Redis of its own: {turns} turns of each for {MAIN}, half as many "
-            "for the other shapes. In a burst 16 messages per job are outstanding, and ours, the floor, picows and ws "
-            "join the frames of one read; the others can't.",
+            f"For costs all relays are up at once, each with a Redis of its own: {turns} turns of each for {MAIN}, "
+            "half as many for the other shapes; for delays and memory each is alone on its core.",
+            "In a burst 16 messages per job are outstanding, and ours, the floor, picows and ws join the frames of one "
+            "read; the others can't.",
             "Ours sends by " + ("api/fan_out.c." if library() else "its transports: there was no C compiler."),
             "The publisher sends PUBLISH alone to all; our gateway gets its header line with it, socket.io its packet.",
             *(f"{peer.name}: {peer.text}." for peer in peers),
