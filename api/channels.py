@@ -52,22 +52,25 @@ class Channel:
         level = self.level
         if len(events) == 1 and level.count and not self.subscribers and self.follower is None:
             # What most reads bring to most jobs: one event for sockets at rest.
-            if (frame := level.frame(events[0])) is not None:
+            if (frame := level.take(events[0])) is not None:
                 level.owe(frame, owed)
             else:
                 self._hear_apart(events[0])
             return
         frames: list[bytes] = []
-        for index, data in enumerate(events):
-            if (frame := level.frame(data)) is not None:
+        plain: list[bytes] = []
+        for data in events:
+            if (frame := level.take(data)) is not None:
                 frames.append(frame)
+                plain.append(data)
                 continue
-            self._tell(frames, events[:index], owed)
-            frames.clear()
+            self._tell(frames, plain, owed)
+            frames, plain = [], []
+            # What the level owes is written before anybody leaves it, and perhaps writes what comes next.
             pay(owed)
             owed.clear()
             self._hear_apart(data)
-        self._tell(frames, events, owed)
+        self._tell(frames, plain, owed)
 
     def _hear_apart(self, data: bytes) -> None:
         """An event that ends the job or doesn't follow the last one."""
@@ -82,7 +85,7 @@ class Channel:
             self.follower.hear(entry.id)
 
     def _tell(self, frames: Sequence[bytes], events: Sequence[bytes], owed: list[Owed]) -> None:
-        """`frames`: of the last ones of `events`, which nothing stands between."""
+        """`frames`: those of `events`, which follow one another."""
         if not frames:
             return
         level = self.level
@@ -90,7 +93,7 @@ class Channel:
         if level.count:
             level.owe(joined, owed)
         if level.count - level.resting < len(self.subscribers):
-            burst = Burst(level.before(len(frames)), level.last, joined, events[-len(frames) :])
+            burst = Burst(level.before(len(frames)), level.last, joined, events)
             for subscriber in self.subscribers:
                 if not subscriber.is_level:
                     subscriber.offer_burst(burst, level)
@@ -203,16 +206,18 @@ class Channels:
     def hear(self, events: Mapping[bytes, Sequence[bytes]]) -> None:
         """All that one read has brought, by job's feed."""
         owed: list[Owed] = []
-        for name, of_job in events.items():
-            channel = self._by_name.get(name)
-            if channel is None:
-                continue
-            try:
-                channel.hear(of_job, owed)
-            except Exception:
-                logger.exception("relay: not all could be told; they read the log", job_id=channel.job_id)
-                channel.fall_behind()
-        pay(owed)
+        try:
+            for name, of_job in events.items():
+                channel = self._by_name.get(name)
+                if channel is None:
+                    continue
+                try:
+                    channel.hear(of_job, owed)
+                except Exception:
+                    logger.exception("relay: not all could be told; they read the log", job_id=channel.job_id)
+                    channel.fall_behind()
+        finally:
+            pay(owed)
 
     def note_writes(self) -> None:
         """Tells the lines of all who are level what was written to them."""

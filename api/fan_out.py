@@ -26,7 +26,7 @@ class Connected(Protocol):
 
 
 Fell = Callable[[Connected], None]
-"""Called with one that can't be written to."""
+"""Called with one that can't be written to, which nobody who is level ever was: what then holds is that it ends."""
 
 
 class Fan:
@@ -89,7 +89,8 @@ def library() -> Send | None:
         function = ctypes.PyDLL(str(LIBRARY)).fan_out
     except (OSError, AttributeError):
         return None
-    # The arguments are declared nowhere: to check each would take as long as what it sends.
+    # The arguments are declared nowhere, for to check each would take as long as what it sends: only an array of C
+    # ints, ints and bytes of less than 2 GiB may be given.
     function.restype = ctypes.c_int64
     return function
 
@@ -98,5 +99,5 @@ def _descriptor(transport: asyncio.Transport) -> int:
     """-1, which takes nothing, for one that is closed."""
     try:
         return int(transport.get_extra_info("socket").fileno())
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, RuntimeError):
         return -1

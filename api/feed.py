@@ -152,13 +152,14 @@ class Feed:
         messages: dict[bytes, list[bytes]] = {}
         try:
             for answer in answers:
-                if type(answer) is list and answer[0] == b"message":
+                kind = answer[0] if type(answer) is list else None
+                if kind == b"message":
                     _, channel, data = answer
                     if channel in messages:
                         messages[channel].append(data)
                     else:
                         messages[channel] = [data]
-                elif type(answer) is list and answer[0] == b"pmessage":
+                elif kind == b"pmessage":
                     self._on_pattern_message(answer[2], answer[3])
                 else:
                     heard, messages = messages, {}

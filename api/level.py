@@ -75,8 +75,9 @@ class Level:
         self._form = b"%d-%%d" % self._generation
         self._next = self._form % (self._seq + 1)
 
-    def frame(self, data: bytes) -> bytes | None:
-        """The next event as a text frame, which is then the newest; None for one that is not the next or not plain.
+    def take(self, data: bytes) -> bytes | None:
+        """The next event, which is the newest from then on, as a text frame; None for one that is not the next or not
+        plain.
 
         Numbers inside a generation are contiguous, so after `2-46` comes `2-47`: one comparison of bytes says that an
         event follows the last one, and no id is ever parsed.

@@ -16,7 +16,7 @@ class Line(Protocol):
     """A connection that takes ready bytes without waiting, which costs a tenth of a queue and a task (2026-11-24)."""
 
     drains: bool
-    """The peer reads: little waits to be sent, and nothing has ended the connection."""
+    """The peer reads: nothing waits to be sent, and nothing has ended the connection."""
     has_written: bool
     """Since somebody said False."""
 
@@ -24,7 +24,7 @@ class Line(Protocol):
     """Called when it no longer drains."""
 
     transport: asyncio.Transport
-    """Where ready frames are written, only while it drains."""
+    """Where ready frames are written, only while it drains: they may pass by whatever it holds back."""
 
 
 class Peer:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import redis.asyncio
 import structlog
 
-from api import tasks
+from api import fan_out, tasks
 from api.burst import heard
 from api.channels import Channels
 from api.closes import TOO_MANY_CONNECTIONS, Close, Refused
@@ -74,6 +74,7 @@ class Relay:
         return len(self._peers) + len(self.lights)
 
     def start(self) -> None:
+        logger.info("relay: started", sends_by="C" if fan_out.library() else "transports")
         self._feed.start()
         self._slots.start()
         self.lights.start()

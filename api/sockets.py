@@ -97,10 +97,15 @@ class GatewaySocket(KeptAlive):
         # The parent's, but for how it asks for the addresses.
         self.connections.add(self)
         self.transport = transport
-        # Whatever a transport holds back pauses: so while it drains, bytes may pass it by (api/fan_out.py).
-        transport.set_write_buffer_limits(high=0)
+        self._hold_nothing_back()
         self.server, self.client = addresses(transport)
         self.scheme = "wss" if is_ssl(transport) else "ws"
+
+    def _hold_nothing_back(self) -> None:
+        """Whatever the transport holds pauses: so while the line drains, bytes may pass it by (api/fan_out.py)."""
+        self.transport.set_write_buffer_limits(high=0)
+        if self.transport.get_write_buffer_size():
+            self.pause_writing()  # an answer before the upgrade: its protocol was told, and this one will be of the end
 
     @classmethod
     def reopened(
@@ -113,6 +118,7 @@ class GatewaySocket(KeptAlive):
         socket.transport = transport
         socket.handshake_initiated = socket.handshake_complete = socket._has_returned = True
         socket.go_on_from(ping, is_answered=is_answered)
+        socket._hold_nothing_back()
         socket._reconsider()
         transport.set_protocol(socket)
         return socket
@@ -176,7 +182,8 @@ class GatewaySocket(KeptAlive):
     async def send_text(self, text: str) -> None:
         """Waits while the peer doesn't drain. Raises Gone."""
         payload = text.encode()
-        await self.writable.wait()
+        while not self.writable.is_set():  # it may be over again before whoever waits has its turn
+            await self.writable.wait()
         if not self.drains:
             raise Gone
         self.write(frame_head(len(payload)) + payload)

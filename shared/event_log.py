@@ -222,8 +222,13 @@ def entry_of_row(row: tuple[Any, Any]) -> Entry:
 
 
 def entry_of_feed(data: bytes) -> Entry:
-    """A live message as an Entry: the id once more if it is plain, a header line, then the worker's own bytes."""
-    _, header, payload = data.split(b"\n", 2)
+    """A live message as an Entry: the id once more if it is plain, a header line, then the worker's own bytes.
+
+    Workers of a version before 2026-11-30 send no first line; while they are updated, gateways are newer.
+    """
+    header, payload = data.split(b"\n", 1)
+    if b" " not in header:
+        header, payload = payload.split(b"\n", 1)
     identifier, prev, kind, status, gap, owner = header.decode().split(" ", 5)
     return Entry(EventId.parse(identifier), EventId.parse(prev), kind, status, owner, payload, gap != "-")
 

@@ -94,6 +94,11 @@ class ThreadGateway:
         relay: Relay = self.app.state.relay
         return relay
 
+    @property
+    def connections(self) -> list[object]:
+        """The protocols of all that are open."""
+        return list(self._server.server_state.connections)
+
     def url(self, job_id: object, query: str = "", path: str = "ws") -> str:
         return f"ws://127.0.0.1:{self.port}/api/v1/training-jobs/{job_id}/{path}{query}"
 

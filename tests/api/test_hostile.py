@@ -8,13 +8,17 @@ import struct
 from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI, Response
 from websockets.asyncio.client import connect
 
 from api import connections
+from api.limits import Limits
+from api.sockets import GatewaySocket
+from shared.event_log import Entry
 from shared.settings import Settings
 from tests.api.raw import CLOSE, PING, PONG, TEXT, RawSocket, masked
 from tests.api.reading import receive
-from tests.api.serving import QUICK, ThreadGateway
+from tests.api.serving import QUICK, ThreadGateway, relay_app
 from tests.api.training import Training
 from tests.waiting import wait_until
 
@@ -197,6 +201,63 @@ async def test_who_stops_reading_gets_its_messages_later_and_others_theirs_now(
             texts = [await asyncio.to_thread(stalled.frame_of, TEXT) for _ in written]
             assert [json.loads(text.payload)["id"] for text in texts] == [str(entry.id) for entry in written]
         stalled.close()
+
+
+def test_messages_overtake_no_answer_that_was_asked_for_on_the_same_connection(
+    open_settings: Settings, training: Training
+) -> None:
+    """The upgrade comes while the transport still holds most of an answer that its client hasn't read."""
+    training.start()
+    body = b"B" * 32_000_000
+
+    def app_with_large_answers(settings: Settings, limits: Limits) -> FastAPI:
+        app = relay_app(settings, limits)
+        app.add_api_route("/large", lambda: Response(body))
+        return app
+
+    patient = replace(QUICK, send_timeout_s=60.0, queue_bytes=2**24)
+    with (
+        ThreadGateway(open_settings, patient, ping_s=60, make_app=app_with_large_answers) as gateway,
+        RawSocket(gateway, training.job_id, "?after=0", shake=False) as raw,
+    ):
+        raw.send(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        got = raw.socket.recv(8192)
+        raw.send(raw.request)
+        wait_until(lambda: _sockets(gateway), "the upgrade")
+        for _ in range(300):
+            training.say("x" * 1000)
+            got += raw.socket.recv(8192)
+        head = got.index(b"\r\n\r\n") + 4
+        while len(got) < head + len(body):
+            got += raw.socket.recv(head + len(body) - len(got))
+        assert got[head:] == body
+        raw.shaken()
+        texts = [raw.frame_of(TEXT) for _ in training.ids]
+        assert [json.loads(text.payload)["id"] for text in texts] == training.ids
+
+
+def test_one_who_may_write_for_a_moment_only_gets_all_in_the_end(open_settings: Settings, training: Training) -> None:
+    """It stalls again before whoever waited for it has had a turn."""
+    training.start()
+    patient = replace(QUICK, send_timeout_s=60.0, queue_bytes=2**24)
+    with ThreadGateway(open_settings, patient, ping_s=60) as gateway, RawSocket(gateway, training.job_id) as raw:
+        raw.frame_of(TEXT)
+        written: list[Entry] = []
+        while not _waiting(gateway, training.job_id):
+            written.extend(training.say("x" * 4000) for _ in range(50))
+        (whole,) = _sockets(gateway)
+
+        def for_a_moment() -> None:
+            whole.resume_writing()
+            whole.pause_writing()
+
+        whole.loop.call_soon_threadsafe(for_a_moment)
+        texts = [raw.frame_of(TEXT) for _ in written]
+        assert [json.loads(text.payload)["id"] for text in texts] == [str(entry.id) for entry in written]
+
+
+def _sockets(gateway: ThreadGateway) -> list[GatewaySocket]:
+    return [connection for connection in gateway.connections if isinstance(connection, GatewaySocket)]
 
 
 def _all_live(gateway: ThreadGateway, job_id: int, count: int) -> bool:

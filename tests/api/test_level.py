@@ -113,6 +113,14 @@ async def test_an_event_that_does_not_follow_is_for_each_to_look_at() -> None:
     assert (line.written, subscriber.cursor) == (frame(2), EventId(2, 2))
 
 
+async def test_events_of_a_worker_that_is_not_updated_yet_are_told_one_by_one() -> None:
+    channel, line = channel_at_one(), Recorder()
+    subscriber = await level_subscriber(channel, line)
+    hear(channel, event(2).partition(b"\n")[2], event(3).partition(b"\n")[2])
+    texts = [subscriber.outbox.take(), subscriber.outbox.take()]
+    assert [text is not None and text.text for text in texts] == ["{2}", "{3}"]
+
+
 async def test_the_last_event_goes_through_the_queue_with_its_close() -> None:
     channel, line = channel_at_one(), Recorder()
     subscriber = await level_subscriber(channel, line)

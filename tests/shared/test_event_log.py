@@ -175,6 +175,13 @@ def test_a_live_message_begins_with_its_id_when_it_only_follows_the_one_before(
     assert message["data"].split(b"\n")[0] == first_line
 
 
+def test_a_live_message_of_a_worker_that_is_not_updated_yet_is_understood() -> None:
+    data = b"2-47 2-46 progress running - alice of the lab\n{47}"
+    assert entry_of_feed(data) == Entry(
+        EventId(2, 47), EventId(2, 46), "progress", "running", "alice of the lab", b"{47}"
+    )
+
+
 def test_a_reader_gets_pages_after_its_cursor(writer: Writer, any_redis_url: str) -> None:
     events = generation(1, 30)
     for event in events:
