@@ -41,7 +41,7 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 """1,000 sockets, then 4,000 more."""
 MOST_JOBS = 2_000
 BURST = 16
-STEADY, STEADY_S, LOADED_S = 1_000, 3.0, 4.0
+STEADY, STEADY_S, LOADED_S = 1_000, 3.0, 2.0
 DELAY_ROUNDS = 3
 STALLED, STALLED_RATE = Shape(1, 5), 5_000
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
@@ -54,12 +54,12 @@ Up = Sequence[tuple[Peer, Load]]
 
 @dataclass
 class Measured:
-    """All that was measured, by peer; `closed`, `burst` and `steady` hold one Run a turn."""
+    """All that was measured, by peer; a list holds one Run a turn."""
 
     closed: defaultdict[tuple[str, Shape], list[Run]] = field(default_factory=lambda: defaultdict(list))
     burst: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     steady: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    loaded: dict[str, Run] = field(default_factory=dict)
+    loaded: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     idle_kib: dict[tuple[str, int], float] = field(default_factory=dict)
     idle_cpu: dict[str, float] = field(default_factory=dict)
     """Milliseconds of CPU per second with 5,000 idle sockets."""
@@ -107,9 +107,9 @@ def _main_shape(present: Sequence[Peer], sites: Sites, measured: Measured, optio
         _take_turns(up, 1, options.turns, options.deliveries, partial(measured.closed_runs, MAIN))
     with _up(clocked, sites, MAIN, join=True) as up:
         _take_turns(up, BURST, options.turns, 2 * options.deliveries, measured.burst.__getitem__)
-    for number in range(DELAY_ROUNDS):
+    for _ in range(DELAY_ROUNDS):
         for peer in clocked:
-            _delays(peer, sites[peer.name], measured, is_last=number == DELAY_ROUNDS - 1)
+            _delays(peer, sites[peer.name], measured)
 
 
 def _more(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
@@ -148,7 +148,7 @@ def _take_turns(up: Up, outstanding: int, turns: int, deliveries: int, runs: Cal
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=30, help="of each relay")
+    parser.add_argument("--turns", type=int, default=20, help="of each relay")
     parser.add_argument("--peers", nargs="+", help="only these")
     parser.add_argument("--deliveries", type=int, default=40_000, help="in each turn; slow relays get fewer")
     parser.add_argument("--quick", action="store_true", help="only the first shape, and no idle sockets")
@@ -168,17 +168,16 @@ def _present(all_peers: Sequence[Peer], wanted: Sequence[str] | None, measured: 
     return [peer for peer in present if not wanted or peer.name in wanted]
 
 
-def _delays(peer: Peer, site: Site, measured: Measured, *, is_last: bool) -> None:
+def _delays(peer: Peer, site: Site, measured: Measured) -> None:
     """With nobody else on its core, for between two messages everybody's code leaves the caches."""
     with driver.serve(peer, site, MAIN.jobs) as server, driver.load(peer, site, server, MAIN) as load:
         server.settle()
         load.closed(1, MAIN.sockets)
         measured.steady[peer.name].append(load.rate(STEADY, STEADY_S))
         _say(peer, "steady", measured.steady[peer.name][-1])
-        if is_last:
-            speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
-            measured.loaded[peer.name] = load.rate(0.8 * speed, LOADED_S)
-            _say(peer, "at 80 %", measured.loaded[peer.name])
+        speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
+        measured.loaded[peer.name].append(load.rate(0.8 * speed, LOADED_S))
+        _say(peer, "at 80 %", measured.loaded[peer.name][-1])
 
 
 def _idle(peer: Peer, site: Site, measured: Measured) -> None:
@@ -207,7 +206,7 @@ def _beside_stalled(peer: Peer, site: Site, measured: Measured) -> None:
             stalled.sockets(server.port, site.environment["TOKEN"], FIRST_JOB, count),
         ):
             server.settle()
-            runs.append(load.rate(STALLED_RATE, LOADED_S))
+            runs.append(load.rate(STALLED_RATE, STEADY_S))
     measured.beside_stalled = runs[0], runs[1]
     _say(peer, "beside stalled", measured.beside_stalled)
 

@@ -90,12 +90,12 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
     )
     rows = []
     for peer in [peer for peer in peers if peer.is_clocked]:
-        steady, loaded = measured.steady[peer.name], measured.loaded[peer.name]
+        loaded = measured.loaded[peer.name]
         rows.append(
             (
                 peer.name,
-                f"{_median(run.p50_ms for run in steady):.2f} / {_median(run.p99_ms for run in steady):.2f}",
-                f"{loaded.p50_ms:.2f} / {loaded.p99_ms:.2f} ({loaded.per_second:,.0f} a second)",
+                _percentiles(measured.steady[peer.name]),
+                f"{_percentiles(loaded)} ({_median(run.per_second for run in loaded):,.0f} a second)",
                 _number(measured.idle_kib.get((peer.name, 1_000))),
                 _number(measured.idle_kib.get((peer.name, 5_000))),
                 _number(measured.more_kib(peer.name)),
@@ -160,6 +160,10 @@ def _over(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
     if not ours or not theirs:
         return None
     return _median(one.cost_us / other.cost_us for one, other in zip(ours, theirs, strict=True))
+
+
+def _percentiles(runs: Sequence[Run]) -> str:
+    return f"{_median(run.p50_ms for run in runs):.2f} / {_median(run.p99_ms for run in runs):.2f}"
 
 
 def _median(values: Iterable[float]) -> float:

@@ -203,6 +203,43 @@ async def test_who_stops_reading_gets_its_messages_later_and_others_theirs_now(
         stalled.close()
 
 
+@pytest.mark.parametrize("is_at_rest", [False, True])
+def test_who_is_lost_has_left_its_level_before_its_descriptor_can_be_another_s(
+    open_settings: Settings, training: Training, monkeypatch: pytest.MonkeyPatch, is_at_rest: bool
+) -> None:
+    training.start()
+    still_level: list[list[object]] = []
+    lost = GatewaySocket.connection_lost
+
+    def connection_lost(socket: GatewaySocket, exc: Exception | None) -> None:
+        lost(socket, exc)
+        lines = gateway.relay.channels._channels[training.job_id].level._lines.values()
+        still_level.append([line for line in lines if line.transport is socket.transport])
+
+    monkeypatch.setattr(GatewaySocket, "connection_lost", connection_lost)
+    with (
+        ThreadGateway(open_settings, replace(QUICK, sweep_s=0.05 if is_at_rest else 60.0)) as gateway,
+        RawSocket(gateway, training.job_id) as raw,
+        RawSocket(gateway, training.job_id) as other,
+    ):
+        for one in (raw, other):
+            one.frame_of(TEXT)
+
+        def both_level() -> bool:
+            training.report()
+            level = gateway.relay.channels.level(training.job_id)
+            return level is not None and (level.count, level.resting) == (2, 2 if is_at_rest else 0)
+
+        wait_until(both_level, "both level")
+        raw.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+        raw.close()
+        wait_until(lambda: still_level, "the end of the connection")
+        assert still_level == [[]]
+        last = str(training.report()[-1].id)
+        while json.loads(other.frame_of(TEXT).payload)["id"] != last:
+            pass
+
+
 def test_messages_overtake_no_answer_that_was_asked_for_on_the_same_connection(
     open_settings: Settings, training: Training
 ) -> None:
