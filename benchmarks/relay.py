@@ -107,7 +107,7 @@ def _main_shape(present: Sequence[Peer], sites: Sites, measured: Measured, optio
         _take_turns(up, 1, options.turns, options.deliveries, partial(measured.closed_runs, MAIN))
     with _up(clocked, sites, MAIN, join=True) as up:
         _take_turns(up, BURST, options.turns, 2 * options.deliveries, measured.burst.__getitem__)
-    for _ in range(DELAY_ROUNDS):
+    for _ in range(1 if options.quick else DELAY_ROUNDS):
         for peer in clocked:
             _delays(peer, sites[peer.name], measured)
 
@@ -142,13 +142,13 @@ def _take_turns(up: Up, outstanding: int, turns: int, deliveries: int, runs: Cal
             if number > 0:  # the first one was to get warm
                 runs(peer.name).append(run)
     for peer, load in up:
-        costs = statistics.quantiles([run.cost_us for run in runs(peer.name)], n=4)
-        _say(peer, f"{load.shape}, {outstanding} outstanding", "µs: " + " ".join(f"{cost:.2f}" for cost in costs))
+        cost = statistics.median(run.cost_us for run in runs(peer.name))
+        _say(peer, f"{load.shape}, {outstanding} outstanding", f"{cost:.2f} µs")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=20, help="of each relay")
+    parser.add_argument("--turns", type=int, default=12, help="of each relay")
     parser.add_argument("--peers", nargs="+", help="only these")
     parser.add_argument("--deliveries", type=int, default=40_000, help="in each turn; slow relays get fewer")
     parser.add_argument("--quick", action="store_true", help="only the first shape, and no idle sockets")

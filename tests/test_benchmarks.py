@@ -92,7 +92,7 @@ def test_recovery_kills_workers_and_waits_for_the_next_step() -> None:
 
 
 def test_relay_checks_every_message_and_compares_with_the_floor() -> None:
-    options = ("--quick", "--rounds=1", "--deliveries=3000", "--peers", "ours", "floor", "ceiling")
+    options = ("--quick", "--turns=1", "--deliveries=3000", "--peers", "ours", "floor", "ceiling")
     figures = run("relay", *options)["figures"]
     assert {"ours_us_200x5", "floor_us_200x5", "ceiling_us_200x5", "ours_burst_us", "floor_burst_us"} == figures.keys()
     assert all(value > 0 for value in figures.values())
