@@ -14,7 +14,7 @@ from shared.announcer import Announcer
 from shared.archive import Chunk
 from shared.database import Database
 from shared.embedded import RedisServer
-from shared.event_log import Appended, Entry, EventLog, entry_of_row, feed_channel, log_key
+from shared.event_log import Appended, Entry, EventLog, entry_of_feed, entry_of_row, feed_channel, log_key
 from shared.rows import progress_message
 from shared.store import Store
 from shared.tables import event_chunks
@@ -90,10 +90,10 @@ def test_events_that_redis_lacks_are_shipped_from_sql_before_the_terminal_one(an
         feed.subscribe(feed_channel(job_id))
         assert feed.get_message(timeout=5)
         announcing.announcer.run()
-        heard = [message["data"].split(b" ", 1)[0] for message in iter(lambda: feed.get_message(timeout=0.2), None)]
+        heard = [entry_of_feed(message["data"]).id for message in iter(lambda: feed.get_message(timeout=0.2), None)]
     assert announcing.ids(job_id) == ["1-1", "2-1", "2-2", "2-3", "2-4", "2-5", "2-6"]
     assert [entry.gap for entry in announcing.entries(job_id)] == [False] * 7
-    assert heard == [b"1-1", b"2-1", b"2-6"], "what is shipped again is history, not news"
+    assert heard == [EventId(1, 1), EventId(2, 1), EventId(2, 6)], "what is shipped again is history, not news"
     assert announcing.store.unannounced() == []
 
 
