@@ -26,7 +26,7 @@ class Connected(Protocol):
 
 
 Fell = Callable[[Connected], None]
-"""Called with one that can't be written to, which nobody who is level ever was: what then holds is that it ends."""
+"""Called with one that can't be written to, should there ever be one: it has missed something, so it has to end."""
 
 
 class Fan:
@@ -75,14 +75,14 @@ class DirectFan(Fan):
 
 def fan(lines: Sequence[Connected], fell: Fell) -> Fan:
     """The quicker one, where nothing is between their transports and their sockets."""
-    send = library()
+    send = compiled()
     if send is not None and all(type(line.transport) is TCPTransport for line in lines):
         return DirectFan(lines, fell, send)
     return Fan(lines, fell)
 
 
 @cache
-def library() -> Send | None:
+def compiled() -> Send | None:
     """None where it was not built, or for another machine."""
     try:
         # With Python's lock held: to let go of it at each send would mean to wait for every busy thread, each time.

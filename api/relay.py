@@ -74,7 +74,7 @@ class Relay:
         return len(self._peers) + len(self.lights)
 
     def start(self) -> None:
-        logger.info("relay: started", sends_by="C" if fan_out.library() else "transports")
+        logger.info("relay: started", sends_by="C" if fan_out.compiled() else "transports")
         self._feed.start()
         self._slots.start()
         self.lights.start()

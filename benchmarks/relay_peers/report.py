@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from api.fan_out import library
+from api.fan_out import compiled
 from benchmarks.harness.result import Result, Table, goal
 from benchmarks.relay_peers.driver import Run, Shape
 from benchmarks.relay_peers.peers import OURS, Peer, versions
@@ -37,7 +37,7 @@ def result(measured: "Measured", peers: Sequence[Peer], turns: int) -> Result:
             "half as many for the other shapes; for delays and memory each is alone on its core.",
             "In a burst 16 messages per job are outstanding, and ours, the floor, picows and ws join the frames of one "
             "read; the others can't.",
-            "Ours sends by " + ("api/fan_out.c." if library() else "its transports: there was no C compiler."),
+            "Ours sends by " + ("api/fan_out.c." if compiled() else "its transports: there was no C compiler."),
             "The publisher sends PUBLISH alone to all; our gateway gets its header line with it, socket.io its packet.",
             *(f"{peer.name}: {peer.text}." for peer in peers),
             *(f"{name} is missing: {why}." for name, why in measured.missing.items()),

@@ -49,8 +49,8 @@ def training(database: Database, sqlite_settings: Settings) -> Iterator[Training
 def kind_of_fan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Fan]:
     """What messages go out by, with and without the library that `make setup` builds."""
     if request.param == "by transports":
-        monkeypatch.setattr(fan_out, "library", lambda: None)
+        monkeypatch.setattr(fan_out, "compiled", lambda: None)
         return Fan
-    if fan_out.library() is None:
+    if fan_out.compiled() is None:
         missing("cc", "there is no C compiler here, or make setup was not run")
     return DirectFan
