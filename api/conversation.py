@@ -128,14 +128,12 @@ class Pause(LightSocket):
 
     def begin(self) -> None:
         self.transport.set_protocol(self)
-        self._server_state.connections.add(self)  # type: ignore[arg-type]  # asked for nothing but `shutdown`
-        self._relay.lights.add(self)
+        self._relay.lights.add(self, self._server_state.connections)
         self.rest.level.settle(self)
 
     def wake(self) -> GatewaySocket:
         self.rest.level.rise(self)
         self._relay.lights.remove(self)
-        self._server_state.connections.discard(self)
         socket = GatewaySocket.reopened(
             self._config, self._server_state, self.transport, self.ping, is_answered=self.is_answered
         )

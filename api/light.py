@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
+from typing import Any
 
 import structlog
 
@@ -75,10 +76,6 @@ class LightSocket(asyncio.Protocol, ABC):
     def connection_lost(self, exc: Exception | None) -> None:
         self.wake().connection_lost(exc)
 
-    def shutdown(self) -> None:
-        """The server stops."""
-        self.wake().shutdown()
-
 
 class Lights:
     """All light sockets of a relay: pings them, and wakes those that don't answer or whose time is nearly over.
@@ -91,6 +88,7 @@ class Lights:
         self._step_s = limits.ping_s / _TURNS
         self._turns: list[set[LightSocket]] = [set() for _ in range(_TURNS)]
         self._turn = 0
+        self._connections: set[Any] = set()
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -108,14 +106,26 @@ class Lights:
         if self._task is not None:
             await tasks.end([self._task])
 
-    def add(self, light: LightSocket) -> None:
-        """Its next ping comes before it is due, at random: sockets that opened together are not to stay together."""
+    def add(self, light: LightSocket, connections: set[Any]) -> None:
+        """Its next ping comes before it is due, at random: sockets that opened together are not to stay together.
+
+        `connections`: the server's, of which all light sockets are one together: it asks nothing of them but
+        `shutdown`, and as thousands they would cost a hundred bytes each there (2026-11-30).
+        """
+        self._connections = connections
+        connections.add(self)
         due_s = light.ping.sent_at + self._limits.ping_s - asyncio.get_running_loop().time()
         light.turn = (self._turn + random.randint(1, max(1, min(_TURNS, int(due_s / self._step_s))))) % _TURNS
         self._turns[light.turn].add(light)
 
     def remove(self, light: LightSocket) -> None:
         self._turns[light.turn].discard(light)
+
+    def shutdown(self) -> None:
+        """The server stops, and hears of each of them from now on."""
+        self._connections.discard(self)
+        for light in [light for turn in self._turns for light in turn]:
+            light.wake().shutdown()
 
     async def _keep_turning(self) -> None:
         loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 MOST_JOBS = 2_000
 BURST = 16
 STEADY, STEADY_S, LOADED_S = 1_000, 3.0, 2.0
-DELAY_ROUNDS = 3
+DELAY_ROUNDS = IDLE_ROUNDS = 3
 STALLED, STALLED_RATE = Shape(1, 5), 5_000
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
 
@@ -52,29 +52,36 @@ Up = Sequence[tuple[Peer, Load]]
 """Relays that are served, and their sockets."""
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """KiB of each socket on which nothing happens: of the first thousand, of all five, and of each of the last four.
+
+    With its first thousand a relay also gets its threads, caches and pools.
+    """
+
+    first_kib: float
+    all_kib: float
+    more_kib: float
+    opened_per_second: float
+
+
 @dataclass
 class Measured:
-    """All that was measured, by peer; a list holds one Run a turn."""
+    """All that was measured, by peer; a list holds one result a turn or round."""
 
     closed: defaultdict[tuple[str, Shape], list[Run]] = field(default_factory=lambda: defaultdict(list))
     burst: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     steady: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     loaded: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    idle_kib: dict[tuple[str, int], float] = field(default_factory=dict)
+    idle: defaultdict[str, list[Idle]] = field(default_factory=lambda: defaultdict(list))
     idle_cpu: dict[str, float] = field(default_factory=dict)
     """Milliseconds of CPU per second with 5,000 idle sockets."""
     beside_stalled: tuple[Run, Run] | None = None
     """Ours, with nobody who stalls and with some."""
-    opened_per_second: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def closed_runs(self, shape: Shape, peer: str) -> list[Run]:
         return self.closed[peer, shape]
-
-    def more_kib(self, peer: str) -> float | None:
-        """Of each socket beyond the first thousand, with which a relay also gets its threads, caches and pools."""
-        first, all_kib = self.idle_kib.get((peer, 1_000)), self.idle_kib.get((peer, 5_000))
-        return None if first is None or all_kib is None else (all_kib * 5_000 - first * 1_000) / 4_000
 
 
 def main() -> None:
@@ -116,8 +123,9 @@ def _more(present: Sequence[Peer], sites: Sites, measured: Measured, options: ar
     for shape in [shape for shape in SHAPES if shape != MAIN]:
         with _up(present, sites, shape) as up:
             _take_turns(up, 1, options.turns // 2, options.deliveries, partial(measured.closed_runs, shape))
-    for peer in [peer for peer in present if peer.is_clocked]:
-        _idle(peer, sites[peer.name], measured)
+    for number in range(IDLE_ROUNDS):
+        for peer in [peer for peer in present if peer.is_clocked]:
+            _idle(peer, sites[peer.name], measured, is_last=number == IDLE_ROUNDS - 1)
     for peer in [peer for peer in present if peer.name == OURS]:
         _beside_stalled(peer, sites[peer.name], measured)
 
@@ -180,20 +188,25 @@ def _delays(peer: Peer, site: Site, measured: Measured) -> None:
         _say(peer, "at 80 %", measured.loaded[peer.name][-1])
 
 
-def _idle(peer: Peer, site: Site, measured: Measured) -> None:
-    """Memory and CPU of sockets on which nothing happens."""
+def _idle(peer: Peer, site: Site, measured: Measured, *, is_last: bool) -> None:
+    """Memory of sockets on which nothing happens; in the last round also their CPU."""
     jobs = sum(shape.jobs for shape in IDLE)
     with driver.serve(peer, site, jobs) as server, ExitStack() as stack:
         server.settle()
-        before, first_job, sockets = server.memory_kib, 1, 0
+        before, first_job = server.memory_kib, 1
+        kib, opened = [], []
         for shape in IDLE:
             load = stack.enter_context(driver.load(peer, site, server, shape, first_job))
             server.settle(whole_s=2.0)
-            first_job, sockets = first_job + shape.jobs, sockets + shape.sockets
-            measured.idle_kib[peer.name, sockets] = (server.memory_kib - before) / sockets
-            measured.opened_per_second[peer.name] = shape.sockets / load.opened["wall_s"]
-        measured.idle_cpu[peer.name] = server.cost_of_waiting(10.0)
-    _say(peer, "idle", {sockets: measured.idle_kib[peer.name, sockets] for sockets in (1_000, 5_000)})
+            first_job += shape.jobs
+            kib.append(server.memory_kib - before)
+            opened.append(shape.sockets / load.opened["wall_s"])
+        if is_last:
+            measured.idle_cpu[peer.name] = server.cost_of_waiting(10.0)
+    first, more = (shape.sockets for shape in IDLE)
+    idle = Idle(kib[0] / first, kib[1] / (first + more), (kib[1] - kib[0]) / more, opened[-1])
+    measured.idle[peer.name].append(idle)
+    _say(peer, "idle", idle)
 
 
 def _beside_stalled(peer: Peer, site: Site, measured: Measured) -> None:

@@ -10,7 +10,7 @@ from benchmarks.relay_peers.driver import Run, Shape
 from benchmarks.relay_peers.peers import OURS, Peer, versions
 
 if TYPE_CHECKING:
-    from benchmarks.relay import Measured
+    from benchmarks.relay import Idle, Measured
 
 MAIN, BUSY, MANY = Shape(200, 5), Shape(1, 10), Shape(2_000, 1)
 # performance.md's, as ours over theirs.
@@ -34,7 +34,8 @@ def result(measured: "Measured", peers: Sequence[Peer], turns: int) -> Result:
         figures=_figures(measured, peers),
         notes=[
             f"For costs all relays are up at once, each with a Redis of its own: {turns} turns of each for {MAIN}, "
-            "half as many for the other shapes; for delays and memory each is alone on its core.",
+            "half as many for the other shapes; for delays and memory each is alone on its core, and their figures are "
+            "medians of three rounds.",
             "In a burst 16 messages per job are outstanding, and ours, the floor, picows and ws join the frames of one "
             "read; the others can't.",
             "Ours sends by " + ("api/fan_out.c." if compiled() else "its transports: there was no C compiler."),
@@ -96,11 +97,9 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
                 peer.name,
                 _percentiles(measured.steady[peer.name]),
                 f"{_percentiles(loaded)} ({_median(run.per_second for run in loaded):,.0f} a second)",
-                _number(measured.idle_kib.get((peer.name, 1_000))),
-                _number(measured.idle_kib.get((peer.name, 5_000))),
-                _number(measured.more_kib(peer.name)),
+                *(_number(value) for value in _idle(measured.idle[peer.name])),
                 _number(measured.idle_cpu.get(peer.name)),
-                _number(measured.opened_per_second.get(peer.name)),
+                _number(_median_of(idle.opened_per_second for idle in measured.idle[peer.name])),
             )
         )
     return Table(columns, rows)
@@ -122,10 +121,11 @@ def _goal_rows(measured: "Measured") -> Iterator[tuple[str, str, str]]:
     if ours and floor:
         ratio = _median(one.p50_ms / other.p50_ms for one, other in zip(ours, floor, strict=True))
         yield "p50 at 1,000 a second, over floor", f"{ratio:.2f}", goal(P50_GOAL, ratio, "")
-    if (kib := measured.idle_kib.get((OURS, 5_000))) is not None:
-        yield "memory of each of 5,000 idle sockets", f"{kib:.1f} KiB", goal(IDLE_GOAL_KIB, kib, " KiB")
-    if (kib := measured.more_kib(OURS)) is not None:
-        yield "memory of each more after 1,000", f"{kib:.1f} KiB", goal(MORE_GOAL_KIB, kib, " KiB")
+    _, all_kib, more_kib = _idle(measured.idle[OURS])
+    if all_kib is not None:
+        yield "memory of each of 5,000 idle sockets", f"{all_kib:.1f} KiB", goal(IDLE_GOAL_KIB, all_kib, " KiB")
+    if more_kib is not None:
+        yield "memory of each more after 1,000", f"{more_kib:.1f} KiB", goal(MORE_GOAL_KIB, more_kib, " KiB")
     if measured.beside_stalled is not None:
         yield _beside_stalled(*measured.beside_stalled)
 
@@ -144,15 +144,24 @@ def _figures(measured: "Measured", peers: Sequence[Peer]) -> dict[str, float]:
                 figures[f"{peer.name}_us_{shape.jobs}x{shape.subscribers}"] = round(cost, 2)
         if (burst := _cost(measured.burst[peer.name])) is not None:
             figures[f"{peer.name}_burst_us"] = round(burst, 2)
-        if (kib := measured.idle_kib.get((peer.name, 5_000))) is not None:
-            figures[f"{peer.name}_idle_kib"] = round(kib, 1)
-        if (kib := measured.more_kib(peer.name)) is not None:
-            figures[f"{peer.name}_more_kib"] = round(kib, 1)
+        _, all_kib, more_kib = _idle(measured.idle[peer.name])
+        if all_kib is not None and more_kib is not None:
+            figures[f"{peer.name}_idle_kib"] = round(all_kib, 1)
+            figures[f"{peer.name}_more_kib"] = round(more_kib, 1)
     return figures
 
 
 def _cost(runs: Sequence[Run]) -> float | None:
-    return _median(run.cost_us for run in runs) if runs else None
+    return _median_of(run.cost_us for run in runs)
+
+
+def _idle(rounds: "Sequence[Idle]") -> tuple[float | None, float | None, float | None]:
+    """KiB per socket: of the first thousand, of all, of each of the last four thousand."""
+    return (
+        _median_of(idle.first_kib for idle in rounds),
+        _median_of(idle.all_kib for idle in rounds),
+        _median_of(idle.more_kib for idle in rounds),
+    )
 
 
 def _over(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
@@ -164,6 +173,12 @@ def _over(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
 
 def _percentiles(runs: Sequence[Run]) -> str:
     return f"{_median(run.p50_ms for run in runs):.2f} / {_median(run.p99_ms for run in runs):.2f}"
+
+
+def _median_of(values: Iterable[float]) -> float | None:
+    """None: there are none."""
+    found = list(values)
+    return _median(found) if found else None
 
 
 def _median(values: Iterable[float]) -> float:

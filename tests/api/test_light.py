@@ -119,14 +119,18 @@ def test_a_client_that_hangs_up_at_rest_leaves_nothing(
     wait_until(lambda: not training.client.pubsub_channels(), "the end of the subscription")
 
 
-def test_a_stop_of_the_gateway_is_told_to_those_at_rest(
-    light: RawSocket, socket_gateway: ThreadGateway, training: Training
-) -> None:
-    socket_gateway._server.should_exit = True
-    frame = light.frame_of(CLOSE)
-    assert reason(frame) == (SERVICE_RESTART.code, SERVICE_RESTART.reason)
-    light.send(masked(CLOSE, frame.payload))
-    assert light.ended()
+def test_a_stop_of_the_gateway_is_told_to_all_at_rest(socket_gateway: ThreadGateway, training: Training) -> None:
+    training.start()
+    with ExitStack() as stack:
+        lights = [stack.enter_context(RawSocket(socket_gateway, training.job_id)) for _ in range(5)]
+        wait_light(socket_gateway, len(lights))
+        socket_gateway._server.should_exit = True
+        for light in lights:
+            frame = light.frame_of(CLOSE)
+            assert reason(frame) == (SERVICE_RESTART.code, SERVICE_RESTART.reason)
+            light.send(masked(CLOSE, frame.payload))
+            assert light.ended()
+        wait_until(lambda: not socket_gateway.connections, "the end of all that the server waits for")
 
 
 def test_who_answers_at_rest_stays_and_who_does_not_is_gone(open_settings: Settings, training: Training) -> None:
