@@ -62,11 +62,9 @@ def create_app(settings: Settings, limits: Limits | None = None, static: Path = 
     app.state.authenticator = Authenticator(settings)
     app.state.telemetry = Telemetry()
     app.fast_lane = FastLane(Gate(app, settings), app.state.authenticator, app.state.telemetry)
-    # History first: /training-jobs/metrics is no job.
-    for routes in (history, jobs, code, models, recipes, hosts):
+    # Sockets first: after a break thousands come at once. History before jobs: /training-jobs/metrics is no job.
+    for routes in (stream, history, jobs, code, models, recipes, hosts, asyncapi):
         app.include_router(routes.router, prefix=API)
-    app.include_router(stream.router, prefix=API)
-    app.include_router(asyncapi.router, prefix=API)
     app.include_router(health.router)
     app.include_router(page.router_for(static))
 

@@ -4,9 +4,10 @@ from functools import partial
 
 from api.closes import UNAVAILABLE, Close, Refused
 from api.fleet_outbox import FleetOutbox, Frame
-from api.history import History, in_thread, just_before
+from api.history import History, just_before
 from api.peer import Send
 from api.standing import active, standings
+from api.threads import in_thread
 from epochcast.events import BEFORE_ALL, EventId, encode
 from epochcast.jobs import Status, TrainingJob
 from shared.database import DatabaseUnavailable

@@ -1,16 +1,16 @@
 """A job's events after a cursor: from its stream, and from SQL where the stream has holes or Redis is away."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
 
-import anyio.to_thread
 import redis.asyncio
 import structlog
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from api.standing import Standing, standings
+from api.threads import Batches, in_thread
 from epochcast.events import EventId, Progress, decode, encode
 from epochcast.jobs import TrainingJob
 from shared.database import DatabaseUnavailable
@@ -20,8 +20,6 @@ from shared.rows import progress_message
 from shared.store import Store
 
 logger = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,6 @@ def just_before(identifier: EventId) -> EventId:
     return EventId(identifier.generation, identifier.seq - 1)
 
 
-async def in_thread(call: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
-
-
 class History:
     """Reads for the relay. Outages of Redis or SQL are answered with what the other one has."""
 
@@ -72,6 +66,7 @@ class History:
         self._reader = EventReader(client)
         self._store = store
         self._queries = queries
+        self._standings = Batches[int, Standing](partial(standings, queries.database))
 
     async def after(self, job_id: int, cursor: EventId) -> Page:
         stream = await self._stream(job_id, cursor)
@@ -121,7 +116,7 @@ class History:
     async def standing(self, job_id: int) -> Standing | None:
         """None: SQL is away."""
         try:
-            return (await in_thread(lambda: standings(self._queries.database, [job_id]))).get(job_id)
+            return await self._standings.get(job_id)
         except DatabaseUnavailable:
             return None
 

@@ -16,15 +16,17 @@ from api.feed import Feed
 from api.fleet import FleetDelivery, FleetSubscriber
 from api.fleet_outbox import FleetOutbox
 from api.following import Following, Sources
-from api.history import History, in_thread
+from api.history import History
 from api.light import Lights
 from api.limits import Limits
 from api.peer import Peer
 from api.slots import Slots
 from api.standing import Standing, standings
+from api.threads import Batches, in_thread
 from epochcast.events import EventId
 from epochcast.jobs import TrainingJob
 from shared.database import DatabaseUnavailable
+from shared.errors import JobNotFound
 from shared.event_log import FEED_PATTERN, job_of_feed
 from shared.queries import Queries
 from shared.settings import Settings
@@ -49,8 +51,8 @@ class Relay:
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits or Limits.of(settings)
-        self._store = store
         self._queries = queries
+        self._records = Batches(queries.jobs_of)
         self._history = History(client, store, queries)
         self._slots = Slots(client, self.limits)
         self.channels = Channels(self.limits.linger_s)
@@ -91,8 +93,11 @@ class Relay:
     # --- one socket
 
     async def find(self, job_id: int, visible_to: str | None) -> TrainingJob:
-        """The job as the record has it. Raises JobNotFound, DatabaseUnavailable."""
-        return await in_thread(lambda: self._store.get(job_id, visible_to))
+        """The job as the record has it, but for its place in the queue. Raises JobNotFound, DatabaseUnavailable."""
+        record = await self._records.get(job_id)
+        if record is None or (visible_to is not None and record.owner != visible_to):
+            raise JobNotFound(job_id)
+        return record
 
     @asynccontextmanager
     async def place(self, job_id: int) -> AsyncIterator[None]:

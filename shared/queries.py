@@ -105,6 +105,13 @@ class Queries:
             items = [training_job(row, hosts.get(row.id, []), places.get(row.id)) for row in rows]
         return Page(items, _cursor_of_id(items[-1].job_id) if more else None)
 
+    def jobs_of(self, job_ids: Sequence[int]) -> dict[int, TrainingJob]:
+        """Those that there are, by id, without their places in the queue."""
+        with self.database.read() as connection:
+            rows = connection.execute(sa.select(jobs).where(jobs.c.id.in_(job_ids))).all()
+            hosts = hosts_of(connection, [row.id for row in rows])
+            return {row.id: training_job(row, hosts.get(row.id, [])) for row in rows}
+
     def metrics(self, job_id: int) -> Columns:
         """The whole history per epoch, by column."""
         return columns_of(self.points(job_id, "epoch", limit=None), "epoch")
