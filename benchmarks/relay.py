@@ -24,6 +24,7 @@ from benchmarks.relay_peers.driver import Load, Run, Shape, Site
 from benchmarks.relay_peers.ours import prepare
 from benchmarks.relay_peers.peers import (
     FIRST_JOB,
+    FLOOR,
     OURS,
     Missing,
     Peer,
@@ -41,8 +42,9 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 """1,000 sockets, then 4,000 more."""
 MOST_JOBS = 2_000
 BURST = 16
-STEADY, STEADY_S, LOADED_S = 1_000, 3.0, 2.0
-DELAY_ROUNDS = IDLE_ROUNDS = 3
+STEADY, STEADY_S, DELAY_TURNS = 1_000, 1.0, 11
+LOADED_DELIVERIES, LOADED_S, LOADED_TURNS = 40_000, 1.0, 3
+IDLE_ROUNDS = 3
 STALLED, STALLED_RATE = Shape(1, 5), 5_000
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
 
@@ -73,6 +75,8 @@ class Measured:
     burst: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     steady: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     loaded: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
+    p50_over_floor: dict[str, float] = field(default_factory=dict)
+    """The median of the ratios of all turns."""
     idle: defaultdict[str, list[Idle]] = field(default_factory=lambda: defaultdict(list))
     idle_cpu: dict[str, float] = field(default_factory=dict)
     """Milliseconds of CPU per second with 5,000 idle sockets."""
@@ -114,9 +118,9 @@ def _main_shape(present: Sequence[Peer], sites: Sites, measured: Measured, optio
         _take_turns(up, 1, options.turns, options.deliveries, partial(measured.closed_runs, MAIN))
     with _up(clocked, sites, MAIN, join=True) as up:
         _take_turns(up, BURST, options.turns, 2 * options.deliveries, measured.burst.__getitem__)
-    for _ in range(1 if options.quick else DELAY_ROUNDS):
-        for peer in clocked:
-            _delays(peer, sites[peer.name], measured)
+    floor = next((peer for peer in clocked if peer.name == FLOOR), None)
+    for peer in [peer for peer in clocked if peer is not floor]:
+        _delays(peer, floor, sites, measured, 1 if options.quick else DELAY_TURNS)
 
 
 def _more(present: Sequence[Peer], sites: Sites, measured: Measured, options: argparse.Namespace) -> None:
@@ -176,16 +180,24 @@ def _present(all_peers: Sequence[Peer], wanted: Sequence[str] | None, measured: 
     return [peer for peer in present if not wanted or peer.name in wanted]
 
 
-def _delays(peer: Peer, site: Site, measured: Measured) -> None:
-    """With nobody else on its core, for between two messages everybody's code leaves the caches."""
-    with driver.serve(peer, site, MAIN.jobs) as server, driver.load(peer, site, server, MAIN) as load:
-        server.settle()
-        load.closed(1, MAIN.sockets)
-        measured.steady[peer.name].append(load.rate(STEADY, STEADY_S))
-        _say(peer, "steady", measured.steady[peer.name][-1])
-        speed = statistics.median(run.per_second for run in measured.closed[peer.name, MAIN])
-        measured.loaded[peer.name].append(load.rate(0.8 * speed, LOADED_S))
-        _say(peer, "at 80 %", measured.loaded[peer.name][-1])
+def _delays(peer: Peer, floor: Peer | None, sites: Sites, measured: Measured, turns: int) -> None:
+    """Of a relay and of the floor by turns, with nobody else on their core, for between two messages everybody's code
+    leaves the caches; the first turn was to get warm. Then each at 80 % of the speed that it has just shown."""
+    with _up([peer] if floor is None else [peer, floor], sites, MAIN) as up:
+        pairs = [[load.rate(STEADY, STEADY_S) for _, load in up] for _ in range(turns + 1)][1:]
+        loaded: list[list[Run]] = [[] for _ in up]
+        for _ in range(LOADED_TURNS):
+            for (served, load), runs in zip(up, loaded, strict=True):
+                speed = load.closed(1, round(LOADED_DELIVERIES * served.share)).per_second
+                runs.append(load.rate(0.8 * speed, LOADED_S))
+    for index, (served, _) in enumerate(up):
+        if served is peer or (served is floor and peer.name == OURS):
+            measured.steady[served.name] = [pair[index] for pair in pairs]
+            measured.loaded[served.name] = loaded[index]
+        if served is floor:
+            ratios = [pair[0].p50_ms / pair[index].p50_ms for pair in pairs]
+            measured.p50_over_floor[peer.name] = statistics.median(ratios)
+    _say(peer, "p50 over floor", measured.p50_over_floor.get(peer.name))
 
 
 def _idle(peer: Peer, site: Site, measured: Measured, *, is_last: bool) -> None:

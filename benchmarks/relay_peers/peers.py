@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NODE_MODULES = HERE / "node_modules"
 FIRST_JOB = 1
-OURS = "ours"
+OURS, FLOOR = "ours", "floor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def peers(folder: Path) -> list[Peer]:
 
     return [
         Peer(OURS, "the whole gateway: tokens, limits, cursors, idle timer", lambda *_: [], "epochcast", joins=True),
-        Peer("floor", "a relay in C, one write() per delivery", floor(), joins=True),
+        Peer(FLOOR, "a relay in C, one write() per delivery", floor(), joins=True),
         Peer("picows", "picows on uvloop, a thin hiredis reader", _python("picows_relay"), joins=True),
         Peer("ws", "Node: ws + ioredis", _node("ws_relay.js"), joins=True),
         Peer("broadcast", "websockets' broadcast on uvloop, the same thin reader", _python("websockets_relay")),
