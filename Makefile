@@ -13,7 +13,7 @@ DASHBOARD_SOURCES := $(shell find dashboard -type f -not -path '*/node_modules/*
 NODE_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 BENCH_STAMP := .venv/.set-up-bench
 
-JOBS ?= 2
+JOBS ?= 3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -58,7 +58,7 @@ demo: setup
 up: setup
 	@$(BIN)/epochcast up $(ARGS)
 
-# A file's tests run one after the other, two files at a time: much of a test is waiting for processes to start and end.
+# A file's tests run one after the other, three files at a time: much of a test is waiting for processes to start and end.
 # A wait that was too short, as on a busy machine, gets one second chance and is named in the summary (RERUN); anything
 # else fails at once.
 test: setup

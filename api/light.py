@@ -125,7 +125,10 @@ class Lights:
         """The server stops, and hears of each of them from now on."""
         self._connections.discard(self)
         for light in [light for turn in self._turns for light in turn]:
-            light.wake().shutdown()
+            try:
+                light.wake().shutdown()
+            except Exception:
+                logger.exception("lights: one was not told of the server's end")
 
     async def _keep_turning(self) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import socket
 
 import uvicorn
@@ -77,7 +78,12 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
 
 def use_one_heap() -> None:
     """glibc's malloc would give each thread a heap of its own, of which most is never used again: half a KiB for each
-    of 5,000 idle sockets (2026-11-30). Threads that take turns anyway don't need that; another libc has none."""
+    of 5,000 idle sockets (2026-11-30). Threads that take turns anyway don't need that; another libc has none.
+
+    MALLOC_ARENA_MAX in the environment goes before.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
     try:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):

@@ -43,9 +43,9 @@ IDLE = (Shape(200, 5), Shape(800, 5))
 MOST_JOBS = 2_000
 BURST = 16
 STEADY, STEADY_S, DELAY_TURNS = 1_000, 1.0, 11
-LOADED_DELIVERIES, LOADED_S, LOADED_TURNS = 40_000, 1.0, 3
+LOADED_DELIVERIES, LOADED_S, LOADED_SHARES, KEEPS_UP = 100_000, 2.0, (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), 0.98
 IDLE_ROUNDS = 3
-STALLED, STALLED_RATE = Shape(1, 5), 5_000
+STALLED, STALLED_RATE, STALLED_S = Shape(1, 5), 5_000, 3.0
 """A thousand messages a second of one job: a socket that isn't read is full within the run."""
 
 Sites = Mapping[str, Site]
@@ -67,6 +67,14 @@ class Idle:
     opened_per_second: float
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`share`: of the relay's speed with one message outstanding per job."""
+
+    share: float
+    run: Run
+
+
 @dataclass
 class Measured:
     """All that was measured, by peer; a list holds one result a turn or round."""
@@ -74,7 +82,7 @@ class Measured:
     closed: defaultdict[tuple[str, Shape], list[Run]] = field(default_factory=lambda: defaultdict(list))
     burst: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     steady: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    loaded: defaultdict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
+    loaded: dict[str, Loaded] = field(default_factory=dict)
     p50_over_floor: dict[str, float] = field(default_factory=dict)
     """The median of the ratios of all turns."""
     idle: defaultdict[str, list[Idle]] = field(default_factory=lambda: defaultdict(list))
@@ -182,22 +190,34 @@ def _present(all_peers: Sequence[Peer], wanted: Sequence[str] | None, measured: 
 
 def _delays(peer: Peer, floor: Peer | None, sites: Sites, measured: Measured, turns: int) -> None:
     """Of a relay and of the floor by turns, with nobody else on their core, for between two messages everybody's code
-    leaves the caches; the first turn was to get warm. Then each at 80 % of the speed that it has just shown."""
+    leaves the caches. Then of each under load."""
     with _up([peer] if floor is None else [peer, floor], sites, MAIN) as up:
-        pairs = [[load.rate(STEADY, STEADY_S) for _, load in up] for _ in range(turns + 1)][1:]
-        loaded: list[list[Run]] = [[] for _ in up]
-        for _ in range(LOADED_TURNS):
-            for (served, load), runs in zip(up, loaded, strict=True):
-                speed = load.closed(1, round(LOADED_DELIVERIES * served.share)).per_second
-                runs.append(load.rate(0.8 * speed, LOADED_S))
-    for index, (served, _) in enumerate(up):
-        if served is peer or (served is floor and peer.name == OURS):
-            measured.steady[served.name] = [pair[index] for pair in pairs]
-            measured.loaded[served.name] = loaded[index]
-        if served is floor:
-            ratios = [pair[0].p50_ms / pair[index].p50_ms for pair in pairs]
-            measured.p50_over_floor[peer.name] = statistics.median(ratios)
+        steady: dict[str, list[Run]] = {served.name: [] for served, _ in up}
+        for number in range(turns + 1):
+            for served, load in up if number % 2 else reversed(up):
+                run = load.rate(STEADY, STEADY_S)
+                if number > 0:  # the first one was to get warm
+                    steady[served.name].append(run)
+        for served, load in up:
+            if not measured.steady[served.name]:
+                measured.steady[served.name] = steady[served.name]
+                measured.loaded[served.name] = _loaded(served, load)
+    if floor is not None:
+        pairs = zip(steady[peer.name], steady[floor.name], strict=True)
+        measured.p50_over_floor[peer.name] = statistics.median(one.p50_ms / other.p50_ms for one, other in pairs)
     _say(peer, "p50 over floor", measured.p50_over_floor.get(peer.name))
+    _say(peer, "under load", measured.loaded[peer.name])
+
+
+def _loaded(peer: Peer, load: Load) -> Loaded:
+    """At four fifths of the speed that the relay has just shown; less where it, the publisher or Redis falls behind,
+    for the delays would be those of a queue that grows."""
+    speed = load.closed(1, round(LOADED_DELIVERIES * peer.share)).per_second
+    for share in LOADED_SHARES:
+        run = load.rate(share * speed, LOADED_S)
+        if run.per_second > KEEPS_UP * share * speed:
+            break
+    return Loaded(share, run)
 
 
 def _idle(peer: Peer, site: Site, measured: Measured, *, is_last: bool) -> None:
@@ -231,7 +251,7 @@ def _beside_stalled(peer: Peer, site: Site, measured: Measured) -> None:
             stalled.sockets(server.port, site.environment["TOKEN"], FIRST_JOB, count),
         ):
             server.settle()
-            runs.append(load.rate(STALLED_RATE, STEADY_S))
+            runs.append(load.rate(STALLED_RATE, STALLED_S))
     measured.beside_stalled = runs[0], runs[1]
     _say(peer, "beside stalled", measured.beside_stalled)
 

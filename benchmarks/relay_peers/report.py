@@ -33,9 +33,7 @@ def result(measured: "Measured", peers: Sequence[Peer], turns: int) -> Result:
         tables=[_costs(measured, peers), _delays(measured, peers), _goals(measured)],
         figures=_figures(measured, peers),
         notes=[
-            f"For costs all relays are up at once, each with a Redis of its own: {turns} turns of each for {MAIN}, "
-            "half as many for the other shapes; for delays each takes turns with the floor and has the core to itself "
-            "otherwise, for memory it is alone; the figures are medians of eleven turns and three rounds.",
+            *_method(measured, turns),
             "In a burst 16 messages per job are outstanding, and ours, the floor, picows and ws join the frames of one "
             "read; the others can't.",
             "Ours sends by " + ("api/fan_out.c." if compiled() else "its transports: there was no C compiler."),
@@ -45,6 +43,20 @@ def result(measured: "Measured", peers: Sequence[Peer], turns: int) -> Result:
             "; ".join(f"{name} {version}" for name, version in versions().items()),
         ],
     )
+
+
+def _method(measured: "Measured", turns: int) -> Iterator[str]:
+    yield (
+        f"For costs all relays are up at once, each with a Redis of its own: {turns} turns of each for {MAIN}, half as "
+        "many for the other shapes."
+    )
+    yield (
+        f"Delays: {len(measured.steady[OURS])} turns of a second, each relay by turns with the floor and nobody else "
+        "on the core. Under load: one run at 80 % of the speed that the relay has just shown, or at less where it, the "
+        "publisher or Redis fell behind (those share the other core with the subscribers)."
+    )
+    if rounds := len(measured.idle[OURS]):
+        yield f"Memory: the median of {rounds} rounds, each relay alone; CPU of idle sockets: ten seconds of the last."
 
 
 def _costs(measured: "Measured", peers: Sequence[Peer]) -> Table:
@@ -83,7 +95,8 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
         "relay",
         "p50 / p99 ms at 1,000 a second",
         "its p50 / the floor's",
-        "p50 / p99 at 80 % of its speed",
+        "p50 / p99 ms under load",
+        "load, of its speed",
         "KiB per socket, 1,000",
         "5,000",
         "each of the last 4,000",
@@ -92,13 +105,14 @@ def _delays(measured: "Measured", peers: Sequence[Peer]) -> Table:
     )
     rows = []
     for peer in [peer for peer in peers if peer.is_clocked]:
-        loaded = measured.loaded[peer.name]
+        loaded = measured.loaded.get(peer.name)
         rows.append(
             (
                 peer.name,
                 _percentiles(measured.steady[peer.name]),
                 _number(measured.p50_over_floor.get(peer.name), 2),
-                f"{_percentiles(loaded)} ({_median(run.per_second for run in loaded):,.0f} a second)",
+                _percentiles([] if loaded is None else [loaded.run]),
+                "" if loaded is None else f"{loaded.share:.0%}, {loaded.run.per_second:,.0f} a second",
                 *(_number(value) for value in _idle(measured.idle[peer.name])),
                 _number(measured.idle_cpu.get(peer.name)),
                 _number(_median_of(idle.opened_per_second for idle in measured.idle[peer.name])),
@@ -172,6 +186,8 @@ def _over(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
 
 
 def _percentiles(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
     return f"{_median(run.p50_ms for run in runs):.2f} / {_median(run.p99_ms for run in runs):.2f}"
 
 

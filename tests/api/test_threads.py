@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from api.threads import Batches
+from shared.database import DatabaseUnavailable
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -64,14 +65,25 @@ async def test_a_crowd_is_read_in_several_turns() -> None:
     assert found == ["read 1"] * 100 + ["read 2"] * 100 + ["read 3"] * 50
 
 
-async def test_a_failed_read_fails_those_who_asked_for_it_and_nobody_after() -> None:
+async def test_without_sql_all_who_asked_are_told_by_one_read_and_nobody_after() -> None:
     record = Record()
     batches = Batches(record.read)
-    record.error = OSError("away")
+    record.error = DatabaseUnavailable("away")
     for one in await asyncio.gather(batches.get(1), batches.get(2), return_exceptions=True):
-        assert isinstance(one, OSError)
+        assert isinstance(one, DatabaseUnavailable)
     record.error = None
     assert await batches.get(1) == "read 2"
+
+
+async def test_what_can_not_be_read_fails_alone() -> None:
+    def read(keys: Sequence[int]) -> dict[int, int]:
+        return {key: 12 // key for key in keys}
+
+    batches = Batches(read)
+    for _ in range(2):
+        one, none, two = await asyncio.gather(*(batches.get(key) for key in (1, 0, 2)), return_exceptions=True)
+        assert (one, two) == (12, 6)
+        assert isinstance(none, ZeroDivisionError)
 
 
 async def test_one_who_gives_up_takes_nothing_from_the_others() -> None:
@@ -88,3 +100,55 @@ async def test_one_who_gives_up_takes_nothing_from_the_others() -> None:
             await one
     record.goes_on.set()
     assert await patient == "read 2"
+
+
+async def test_a_read_that_hangs_keeps_nobody_else_waiting_and_is_given_up() -> None:
+    hangs = threading.Event()
+
+    def read(keys: Sequence[int]) -> dict[int, int]:
+        if 0 in keys:
+            assert hangs.wait(30)
+        return {key: key for key in keys}
+
+    batches = Batches(read)
+    stuck = asyncio.create_task(batches.get(0))
+    await asyncio.sleep(0.05)
+    assert await asyncio.gather(*(batches.get(key) for key in range(1, 200))) == list(range(1, 200))
+    assert not stuck.done()
+    with pytest.raises(DatabaseUnavailable):
+        await stuck
+    hangs.set()
+
+
+async def test_while_all_reads_hang_whoever_asks_is_told() -> None:
+    hangs = threading.Event()
+    keys: list[Sequence[int]] = []
+
+    def read(some: Sequence[int]) -> dict[int, int]:
+        keys.append(some)
+        assert hangs.wait(30)
+        return {}
+
+    batches = Batches(read)
+    asked = []
+    for key in range(10):
+        asked.append(asyncio.create_task(batches.get(key)))
+        await asyncio.sleep(0.3)
+    for answer in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(answer, DatabaseUnavailable)
+    assert len(keys) < 10
+    hangs.set()
+
+
+async def test_a_reader_that_is_cancelled_leaves_nobody_waiting() -> None:
+    record = Record()
+    batches = Batches(record.read)
+    record.goes_on.clear()
+    asked = asyncio.create_task(batches.get(1))
+    await until(record, 1)
+    for read in batches._reads:
+        read.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    record.goes_on.set()
+    assert await batches.get(1) == "read 2"
