@@ -51,8 +51,8 @@ end
 _AT_ONCE = 100
 
 
-# Members are numbered, not random each: to ask the kernel is to let go of Python's lock, and to get it back from
-# threads that read SQL took half a millisecond for each socket (2026-11-30).
+# Members are numbered, not random each: to ask the kernel is to let go of Python's lock and to wait for it while
+# threads read SQL (docs/decisions.md).
 _PROCESS = secrets.token_hex(8)
 _numbers = itertools.count()
 
