@@ -182,23 +182,19 @@ def _over(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
     """What ours costs over theirs, turn by turn."""
     if not ours or not theirs:
         return None
-    return _median(one.cost_us / other.cost_us for one, other in zip(ours, theirs, strict=True))
+    return statistics.median(one.cost_us / other.cost_us for one, other in zip(ours, theirs, strict=True))
 
 
 def _percentiles(runs: Sequence[Run]) -> str:
     if not runs:
         return ""
-    return f"{_median(run.p50_ms for run in runs):.2f} / {_median(run.p99_ms for run in runs):.2f}"
+    return f"{statistics.median(run.p50_ms for run in runs):.2f} / {statistics.median(run.p99_ms for run in runs):.2f}"
 
 
 def _median_of(values: Iterable[float]) -> float | None:
     """None: there are none."""
     found = list(values)
-    return _median(found) if found else None
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
+    return statistics.median(found) if found else None
 
 
 def _number(value: float | None, digits: int = 1) -> str:
